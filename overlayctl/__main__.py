@@ -1,0 +1,7 @@
+"""``python -m overlayctl``."""
+
+import sys
+
+from overlayctl.cli import main
+
+sys.exit(main())

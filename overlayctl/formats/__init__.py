@@ -1,0 +1,1 @@
+"""What other tools write: archives and layouts, read into one shape."""

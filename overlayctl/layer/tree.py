@@ -1,0 +1,518 @@
+"""The rules that turn the entries of one tar into one layer's tree.
+
+``Tree.add`` takes the members in the tar's order; ``wants`` says what only the layers
+below can tell; ``finish`` takes the answers and makes the tree final. Columns are packed
+arrays, a node is their index, and the root is node 0.
+
+OCI image-spec layer.md ("Applying Changesets"); what it leaves open is decided as the
+engines do it: a parent that is a symlink of this layer is followed inside the layer, a
+parent that is something else becomes a directory, a parent that no entry mentions is
+*implied* and looks like the directory it will cover.
+"""
+
+from __future__ import annotations
+
+import stat
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple, Protocol
+
+from overlayctl.errors import BadTar, LimitExceeded
+from overlayctl.layer.tar import Extent, Member, Xattrs
+from overlayctl.whiteout import (
+    AUFS_PREFIX,
+    OPAQUE_MARKER,
+    OPAQUE_XATTR,
+    ORIGIN_XATTR,
+    PREFIX,
+    escape,
+)
+
+NAME_MAX = 255
+PATH_MAX = 4096
+TARGET_MAX = 4095
+XATTR_NAME_MAX = 255
+XATTR_VALUE_MAX = 65_535
+XATTR_NAMES_MAX = 65_536
+NO_ID = 0xFFFF_FFFF
+_SYMLINKS_FOLLOWED = 40
+_CONTINUES = -1
+
+_FORMATS = {
+    b"0": stat.S_IFREG,
+    b"2": stat.S_IFLNK,
+    b"3": stat.S_IFCHR,
+    b"4": stat.S_IFBLK,
+    b"5": stat.S_IFDIR,
+    b"6": stat.S_IFIFO,
+}
+# What EROFS and the kernel's own filesystems can hold.
+_NAMESPACES = (b"user.", b"trusted.", b"security.")
+_ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
+_IGNORED = b"security.selinux"
+
+
+class Borrowed(Protocol):
+    """The content of a file of a layer below, kept in this one for a hard link to it."""
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Up to ``length`` bytes of the file from ``offset``."""
+
+
+class Inherited(NamedTuple):
+    """What the layers below show at a path: attributes, and for a file its content."""
+
+    mode: int
+    uid: int
+    gid: int
+    mtime: int
+    mtime_ns: int
+    size: int
+    rdev: int
+    xattrs: Xattrs
+    target: bytes
+    content: Borrowed | None
+
+
+class Wants(NamedTuple):
+    """Paths that only the layers below can complete, each list in tree order."""
+
+    directories: tuple[bytes, ...]
+    links: tuple[bytes, ...]
+
+
+class Tree:
+    """One layer's tree. ``notes`` maps a kind of remark to the paths it is about."""
+
+    def __init__(self) -> None:
+        self.mode = array("I")
+        self.uid = array("I")
+        self.gid = array("I")
+        self.mtime = array("q")
+        self.mtime_ns = array("I")
+        self.size = array("q")
+        self.data = array("q")
+        self.rdev = array("I")
+        self.nlink = array("I")
+        self.parent = array("q")
+        self.xattrs: dict[int, Xattrs] = {}
+        self.target: dict[int, bytes] = {}
+        self.extents: dict[int, tuple[Extent, ...]] = {}
+        self.dirty: set[int] = set()
+        self.borrowed: dict[int, Borrowed] = {}
+        self.children: dict[int, dict[bytes, int]] = {}
+        self.notes: dict[str, list[bytes]] = {}
+        self._implied: dict[int, tuple[int, int]] = {}
+        self._opaque: set[int] = set()
+        self._replaced: set[int] = set()
+        self._whiteouts: dict[int, dict[bytes, int]] = {}
+        self._lower_links: dict[bytes, int] = {}
+        self._parents: dict[bytes, int] = {}
+        self._directory(0, (0, 0))
+
+    # -- entries, in the tar's order -------------------------------------------------
+
+    def add(self, member: Member) -> None:
+        """Apply one entry. Raises BadTar or LimitExceeded naming it."""
+        prefix, base = self._split(member)
+        if not base:
+            self._set_root(member)
+            return
+        parent = self._parents.get(prefix, _CONTINUES)
+        if parent == _CONTINUES:
+            parent = self._make_parents(prefix, member)
+            self._parents[prefix] = parent
+        if base.startswith(PREFIX):
+            self._mark(parent, base, member)
+        elif member.type == b"1":
+            self._link(parent, base, member)
+        else:
+            self._place(parent, base, member)
+
+    def _split(self, member: Member) -> tuple[bytes, bytes]:
+        """The parent's spelling and the last name; an empty name is the root."""
+        name = member.name
+        if not name or b"\0" in name:
+            raise BadTar("an entry without a usable name", offset=member.offset)
+        if len(name) > PATH_MAX:
+            raise LimitExceeded(f"the path {_show(name)} is longer than {PATH_MAX} bytes")
+        prefix, _, base = name.rstrip(b"/").rpartition(b"/")
+        while base == b".":
+            prefix, _, base = prefix.rstrip(b"/").rpartition(b"/")
+        if base == b"..":
+            raise self._outside(member)
+        if len(base) > NAME_MAX:
+            raise LimitExceeded(f"the name {_show(base)} is longer than {NAME_MAX} bytes")
+        return prefix, base
+
+    @staticmethod
+    def _outside(member: Member) -> BadTar:
+        return BadTar(
+            f"entry {_show(member.name)} contains '..': a layer may not point outside itself",
+            hint="the tar is hostile or broken; nothing was stored",
+            offset=member.offset,
+        )
+
+    def _set_root(self, member: Member) -> None:
+        if member.type != b"5":
+            raise BadTar("an entry would replace the root by something that is no directory")
+        self._attributes(0, member)
+        self._implied.pop(0, None)
+
+    def _make_parents(self, prefix: bytes, member: Member) -> int:
+        """The directory that ``prefix`` names, made where it is not."""
+        node = 0
+        names = prefix.split(b"/")[::-1]
+        followed = 0
+        while names:
+            name = names.pop()
+            if name in (b"", b"."):
+                continue
+            if name == b"..":
+                # Only a symlink's target brings these here; an entry's own are refused first.
+                node = self.parent[node]
+                continue
+            if name.startswith(PREFIX):
+                raise BadTar(f"entry {_show(member.name)} lies below a whiteout")
+            if len(name) > NAME_MAX:
+                raise LimitExceeded(f"the name {_show(name)} is longer than {NAME_MAX} bytes")
+            child = self.children[node].get(name)
+            if child is not None and stat.S_ISLNK(self.mode[child]):
+                followed += 1
+                if followed > _SYMLINKS_FOLLOWED:
+                    raise BadTar(f"entry {_show(member.name)} lies below a loop of symlinks")
+                target = self.target[child]
+                names += target.split(b"/")[::-1]
+                node = 0 if target.startswith(b"/") else node
+                continue
+            if child is None or not stat.S_ISDIR(self.mode[child]):
+                self._forget(child)
+                child = self._directory(node, (member.mtime, member.mtime_ns))
+                self.children[node][name] = child
+            node = child
+        return node
+
+    def _directory(self, parent: int, time: tuple[int, int]) -> int:
+        """A new implied directory; ``time`` serves if nothing below it has one."""
+        node = self._node(stat.S_IFDIR | 0o755, 0, 0, *time)
+        self.parent[node] = parent
+        self.children[node] = {}
+        self._implied[node] = time
+        return node
+
+    def _node(self, mode: int, uid: int, gid: int, mtime: int, mtime_ns: int) -> int:
+        node = len(self.mode)
+        self.mode.append(mode)
+        self.uid.append(uid)
+        self.gid.append(gid)
+        self.mtime.append(mtime)
+        self.mtime_ns.append(mtime_ns)
+        self.size.append(0)
+        self.data.append(-1)
+        self.rdev.append(0)
+        self.nlink.append(0)
+        self.parent.append(0)
+        return node
+
+    def _mark(self, parent: int, base: bytes, member: Member) -> None:
+        """A deletion marker, which is no entry of its own."""
+        if base == OPAQUE_MARKER:
+            self._opaque.add(parent)
+            return
+        if base.startswith(AUFS_PREFIX):
+            self._note("aufs metadata ignored", member.name)
+            return
+        name = base[len(PREFIX) :]
+        if name in (b"", b".", b".."):
+            raise BadTar(f"entry {_show(member.name)} only pretends to be a whiteout")
+        self._check_owner(member)
+        node = self._node(
+            stat.S_IFCHR, member.uid, member.gid, member.mtime, member.mtime_ns
+        )
+        self._whiteouts.setdefault(parent, {})[name] = node
+
+    def _link(self, parent: int, base: bytes, member: Member) -> None:
+        """A hard link: to an earlier entry, else to whatever the layers below have there."""
+        link = member.linkname
+        if not link or b"\0" in link or b".." in link.split(b"/"):
+            raise self._outside(member._replace(name=link or member.name))
+        path = b"/".join(part for part in link.split(b"/") if part not in (b"", b"."))
+        target = self._find(path)
+        if target is None:
+            target = self._lower_links.get(path)
+        if target is None:
+            target = self._node(stat.S_IFREG, 0, 0, 0, 0)
+            self._lower_links[path] = target
+        if stat.S_ISDIR(self.mode[target]):
+            raise BadTar(f"entry {_show(member.name)} is a hard link to the directory {_show(link)}")
+        siblings = self.children[parent]
+        if siblings.get(base) != target:
+            self._forget(siblings.get(base))
+            siblings[base] = target
+
+    def _find(self, path: bytes) -> int | None:
+        """The node at ``path``, symlinks among its parents followed inside the layer."""
+        node = 0
+        names = path.split(b"/")[::-1]
+        followed = 0
+        while names:
+            name = names.pop()
+            if name in (b"", b"."):
+                continue
+            if name == b"..":
+                node = self.parent[node]
+                continue
+            child = self.children[node].get(name)
+            if child is None:
+                return None
+            mode = self.mode[child]
+            if stat.S_ISDIR(mode):
+                node = child
+            elif not names:
+                return child
+            elif stat.S_ISLNK(mode) and followed < _SYMLINKS_FOLLOWED:
+                followed += 1
+                names += self.target[child].split(b"/")[::-1]
+                node = 0 if self.target[child].startswith(b"/") else node
+            else:
+                return None
+        return node
+
+    def _place(self, parent: int, base: bytes, member: Member) -> None:
+        siblings = self.children[parent]
+        there = siblings.get(base)
+        kind = member.type
+        if there is not None:
+            if there not in self._implied:
+                self._note("duplicate entry", member.name)
+            if kind == b"5" and stat.S_ISDIR(self.mode[there]):
+                self._attributes(there, member)
+                self._implied.pop(there, None)
+                return
+            self._forget(there)
+        if kind == b"5":
+            node = self._directory(parent, (0, 0))
+            del self._implied[node]
+        else:
+            node = self._node(_FORMATS[kind], 0, 0, 0, 0)
+        siblings[base] = node
+        self._attributes(node, member)
+        if kind == b"0":
+            self.size[node] = member.size
+            if member.size:
+                self.data[node] = member.data
+            if member.extents is not None:
+                self.extents[node] = member.extents
+            elif member.dirty_tail:
+                self.dirty.add(node)
+        elif kind == b"2":
+            self._symlink(node, member)
+        elif kind in b"34":
+            self._device(node, member)
+
+    def _symlink(self, node: int, member: Member) -> None:
+        target = member.linkname
+        if not target or b"\0" in target:
+            raise BadTar(f"the symlink {_show(member.name)} has no usable target")
+        if len(target) > TARGET_MAX:
+            raise LimitExceeded(
+                f"the symlink {_show(member.name)} has a target of more than {TARGET_MAX} bytes"
+            )
+        self.target[node] = target
+        self.size[node] = len(target)
+        # A symlink's permissions mean nothing and read as 0777 everywhere.
+        self.mode[node] = stat.S_IFLNK | 0o777
+
+    def _device(self, node: int, member: Member) -> None:
+        major, minor = member.major, member.minor
+        if not (0 <= major < 1 << 12 and 0 <= minor < 1 << 20):
+            raise LimitExceeded(
+                f"the device {_show(member.name)} has numbers out of range: {major}:{minor}"
+            )
+        if member.type == b"3" and major == minor == 0:
+            raise BadTar(
+                f"entry {_show(member.name)} is a character device 0:0, which overlayfs would "
+                "take for a whiteout",
+                hint="a tar of a raw upper directory? import it with --whiteouts=overlay",
+                offset=member.offset,
+            )
+        self.rdev[node] = (minor & 0xFF) | major << 8 | (minor & ~0xFF) << 12
+        self._note("device", member.name)
+
+    def _attributes(self, node: int, member: Member) -> None:
+        self._check_owner(member)
+        self.mode[node] = stat.S_IFMT(self.mode[node]) | member.mode
+        self.uid[node] = member.uid
+        self.gid[node] = member.gid
+        self.mtime[node] = member.mtime
+        self.mtime_ns[node] = member.mtime_ns
+        self.xattrs.pop(node, None)
+        if member.xattrs:
+            self._set_xattrs(node, member)
+        if member.mode & stat.S_ISUID and member.type == b"0":
+            self._note("setuid file", member.name)
+
+    @staticmethod
+    def _check_owner(member: Member) -> None:
+        if member.uid >= NO_ID or member.gid >= NO_ID:
+            raise LimitExceeded(
+                f"entry {_show(member.name)} belongs to {member.uid}:{member.gid}: "
+                "ids end at 4294967294, the next one could never be deleted"
+            )
+
+    def _set_xattrs(self, node: int, member: Member) -> None:
+        kept: Xattrs = {}
+        for name, value in member.xattrs.items():
+            if name == _IGNORED:
+                continue
+            if name not in _ACLS and not name.startswith(_NAMESPACES):
+                self._note("xattr of an unknown namespace ignored", member.name)
+                continue
+            stored = escape(name)
+            if len(stored) > XATTR_NAME_MAX or len(value) > XATTR_VALUE_MAX:
+                raise LimitExceeded(
+                    f"entry {_show(member.name)} has an xattr {_show(name)} that is too large: "
+                    f"names end at {XATTR_NAME_MAX} bytes, values at {XATTR_VALUE_MAX}"
+                )
+            kept[stored] = value
+            if name == b"security.capability":
+                self._note("file capability", member.name)
+            elif name.startswith(b"user.") and member.type not in (b"0", b"5"):
+                self._note("user xattr that cannot be copied up", member.name)
+        if sum(len(name) + 1 for name in kept) > XATTR_NAMES_MAX:
+            raise LimitExceeded(f"entry {_show(member.name)} has more than 64 KiB of xattr names")
+        if sum(len(name) + len(value) for name, value in kept.items()) > 4040:  # noqa: PLR2004
+            self._note("xattrs too large to be copied up on ext4", member.name)
+        if kept:
+            self.xattrs[node] = kept
+
+    def _forget(self, node: int | None) -> None:
+        """``node`` loses a name. Cached parents may have gone through it."""
+        if node is not None and not stat.S_ISREG(self.mode[node]):
+            self._parents.clear()
+
+    def _note(self, kind: str, path: bytes) -> None:
+        self.notes.setdefault(kind, []).append(path)
+
+    # -- what the layers below add ---------------------------------------------------
+
+    def wants(self) -> Wants:
+        """What ``finish`` has to be told: implied directories, and links into lower layers."""
+        directories = []
+        for path, node, hidden in self._directories():
+            if node in self._implied and not hidden:
+                directories.append(path)
+        return Wants(tuple(directories), tuple(sorted(self._lower_links)))
+
+    def _directories(self) -> Iterator[tuple[bytes, int, bool]]:
+        """Each directory: path, node, and whether this layer hides what lies below it.
+
+        Parents come first, siblings in byte order.
+        """
+        pending: list[tuple[bytes, int, bool]] = [(b"", 0, False)]
+        while pending:
+            path, node, hidden = pending.pop()
+            yield path, node, hidden
+            below = hidden or node in self._opaque
+            gone = self._whiteouts.get(node, {})
+            start = path + b"/" if path else b""
+            pending += [
+                (start + name, child, below or name in gone)
+                for name, child in sorted(self.children[node].items(), reverse=True)
+                if child in self.children
+            ]
+
+    def finish(self, below: Mapping[bytes, Inherited], masks: Callable[[bytes], bool]) -> None:
+        """Make the tree final. ``below`` answers ``wants``; what it lacks is not there.
+
+        ``masks`` says whether a path is a symlink in the layers below. Raises BadTar for
+        a hard link whose target is nowhere.
+        """
+        order = list(self._directories())
+        for path, node in sorted(self._lower_links.items()):
+            self._borrow(path, node, below.get(path))
+        for path, node, hidden in order:
+            if node in self._implied:
+                self._inherit(path, node, None if hidden else below.get(path), masks)
+            if not hidden and masks(path):
+                self._note("symlink below is masked by this directory", path)
+        for _, node, _ in reversed(order):
+            if node in self._implied:
+                self.mtime[node], self.mtime_ns[node] = self._time_of(node)
+        for _, node, _ in order:
+            self._settle_whiteouts(node)
+        for _, node, _ in order:
+            names = self.children[node]
+            for child in names.values():
+                self.nlink[child] += 1
+            self.nlink[node] += 1 + sum(child in self.children for child in names.values())
+        self.nlink[0] += 1
+
+    def _borrow(self, path: bytes, node: int, found: Inherited | None) -> None:
+        if found is None or stat.S_ISDIR(found.mode):
+            raise BadTar(
+                f"a hard link points to {_show(path)}, which is neither in this layer "
+                "nor a file of the layers below",
+                hint="load the whole image, or import the layers below first",
+            )
+        self._take(node, found)
+        self.size[node] = found.size
+        self.rdev[node] = found.rdev
+        if stat.S_ISLNK(found.mode):
+            self.target[node] = found.target
+        elif found.content is not None and found.size:
+            self.borrowed[node] = found.content
+
+    def _inherit(
+        self, path: bytes, node: int, found: Inherited | None, masks: Callable[[bytes], bool]
+    ) -> None:
+        if path:
+            self._note("implied parent", path)
+        if found is not None and stat.S_ISDIR(found.mode):
+            self._take(node, found)
+
+    def _take(self, node: int, found: Inherited) -> None:
+        self.mode[node] = found.mode
+        self.uid[node] = found.uid
+        self.gid[node] = found.gid
+        self.mtime[node] = found.mtime
+        self.mtime_ns[node] = found.mtime_ns
+        if found.xattrs:
+            self.xattrs[node] = dict(found.xattrs)
+
+    def _time_of(self, node: int) -> tuple[int, int]:
+        """The newest direct child that has a time of its own, else the newest below."""
+        own: list[tuple[int, int]] = []
+        derived: list[tuple[int, int]] = []
+        for child in (*self.children[node].values(), *self._whiteouts.get(node, {}).values()):
+            times = derived if child in self._implied else own
+            times.append((self.mtime[child], self.mtime_ns[child]))
+        return max(own or derived or [self._implied[node]])
+
+    def _settle_whiteouts(self, node: int) -> None:
+        """Whiteouts become children, or the opaque mark of the directory that took their place."""
+        if node in self._opaque or node in self._replaced:
+            self.xattrs.setdefault(node, {})[OPAQUE_XATTR] = b"y"
+            if node in self._opaque:
+                self._whiteouts.pop(node, None)
+        marks = self._whiteouts.pop(node, None)
+        if not marks:
+            return
+        names = self.children[node]
+        left = False
+        for name, whiteout in marks.items():
+            child = names.get(name)
+            if child is None:
+                # In an opaque directory readdir would list it and stat deny it.
+                if node not in self._replaced:
+                    names[name] = whiteout
+                    left = True
+            elif child in self.children:
+                self._replaced.add(child)
+        if left:
+            # Without an origin the kernel shows whiteouts of a directory that lies over nothing.
+            self.xattrs.setdefault(node, {})[ORIGIN_XATTR] = b""
+
+
+def _show(name: bytes) -> str:
+    return repr(name[:200])[1:]

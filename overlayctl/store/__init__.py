@@ -1,0 +1,1 @@
+"""What is on disk under the root: plain files, locks, commit points."""

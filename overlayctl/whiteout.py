@@ -1,0 +1,40 @@
+"""Deletion markers and overlay's own xattrs, between the tar's way and the kernel's.
+
+OCI image-spec, layer.md ("Whiteouts"); Documentation/filesystems/overlayfs.rst
+("whiteouts and opaque directories", "Nesting overlayfs mounts").
+
+Laws: ``unescape(escape(x)) == x`` for every xattr name, and ``escape`` never
+returns a name that the kernel's overlay would act on.
+"""
+
+from __future__ import annotations
+
+PREFIX = b".wh."
+OPAQUE_MARKER = b".wh..wh..opq"
+AUFS_PREFIX = b".wh..wh."
+
+OPAQUE_XATTR = b"trusted.overlay.opaque"
+ORIGIN_XATTR = b"trusted.overlay.origin"
+
+_OVERLAY = b"trusted.overlay."
+_ESCAPED = b"trusted.overlay.overlay."
+
+
+def escape(name: bytes) -> bytes:
+    """The xattr name under which a layer stores ``name``: one that steers no kernel.
+
+    The kernel shows ``trusted.overlay.overlay.X`` as ``trusted.overlay.X`` through an
+    overlay, so what the tar said is what a process in the merged view reads.
+    """
+    if name.startswith(_OVERLAY):
+        return _ESCAPED + name[len(_OVERLAY) :]
+    return name
+
+
+def unescape(name: bytes) -> bytes | None:
+    """The xattr name a tar would carry for a stored ``name``; None for overlay's own marks."""
+    if name.startswith(_ESCAPED):
+        return _OVERLAY + name[len(_ESCAPED) :]
+    if name.startswith(_OVERLAY):
+        return None
+    return name
