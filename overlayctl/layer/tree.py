@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import stat
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 from overlayctl.errors import BadTar, LimitExceeded
@@ -422,20 +422,29 @@ class Tree:
                 if child in self.children
             ]
 
-    def finish(self, below: Mapping[bytes, Inherited], masks: Callable[[bytes], bool]) -> None:
+    def symlinks(self) -> Iterator[bytes]:
+        """The path of every symlink. A directory of a layer above may mask one."""
+        for path, node, _ in self._directories():
+            start = path + b"/" if path else b""
+            for name, child in self.children[node].items():
+                if stat.S_ISLNK(self.mode[child]):
+                    yield start + name
+
+    def directories(self) -> Iterator[bytes]:
+        """The path of every directory."""
+        return (path for path, _, _ in self._directories())
+
+    def finish(self, below: Mapping[bytes, Inherited]) -> None:
         """Make the tree final. ``below`` answers ``wants``; what it lacks is not there.
 
-        ``masks`` says whether a path is a symlink in the layers below. Raises BadTar for
-        a hard link whose target is nowhere.
+        Raises BadTar for a hard link whose target is nowhere.
         """
         order = list(self._directories())
         for path, node in sorted(self._lower_links.items()):
             self._borrow(path, node, below.get(path))
         for path, node, hidden in order:
             if node in self._implied:
-                self._inherit(path, node, None if hidden else below.get(path), masks)
-            if not hidden and masks(path):
-                self._note("symlink below is masked by this directory", path)
+                self._inherit(path, node, None if hidden else below.get(path))
         for _, node, _ in reversed(order):
             if node in self._implied:
                 self.mtime[node], self.mtime_ns[node] = self._time_of(node)
@@ -463,9 +472,7 @@ class Tree:
         elif found.content is not None and found.size:
             self.borrowed[node] = found.content
 
-    def _inherit(
-        self, path: bytes, node: int, found: Inherited | None, masks: Callable[[bytes], bool]
-    ) -> None:
+    def _inherit(self, path: bytes, node: int, found: Inherited | None) -> None:
         if path:
             self._note("implied parent", path)
         if found is not None and stat.S_ISDIR(found.mode):

@@ -1,0 +1,138 @@
+"""From a stream of tar bytes to a finished layer.erofs, in one pass over the data.
+
+``receive`` hashes and writes the tar where it will stay, ``describe`` reads its headers
+back from the page cache, ``seal`` writes the index behind it and the header before it.
+Nothing here is durable until the caller syncs the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from overlayctl.digest import DiffID
+from overlayctl.errors import BadTar, DigestMismatch, LimitExceeded
+from overlayctl.kernel import libc
+from overlayctl.layer import erofs
+from overlayctl.layer.index import Header
+from overlayctl.layer.stack import Stack, answers, facts, suffix
+from overlayctl.layer.tar import Limits, TarReader
+from overlayctl.layer.tree import Tree, Wants
+
+TAR_START = 4096
+_WRITEBACK = 8 << 20
+_COPY = 64 << 20
+_RESERVE = 16 << 20
+
+
+class Received(NamedTuple):
+    """A tar at its place in a layer file."""
+
+    diff_id: DiffID
+    size: int
+
+
+class Described(NamedTuple):
+    """A tar whose headers were read; ``wants`` is what the layers below have to tell."""
+
+    tree: Tree
+    wants: Wants
+    end_marker: bool
+
+
+class Sealed(NamedTuple):
+    """A finished layer file, not yet synced. ``name`` is its directory's name in the store."""
+
+    name: str
+    header: Header
+
+
+def receive(
+    fd: int,
+    chunks: Iterable[bytes | memoryview],
+    *,
+    expected: DiffID | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Received:
+    """Write the tar to ``fd`` from byte 4096 on, hashing it as it passes.
+
+    Raises DigestMismatch if it is not ``expected``, LimitExceeded before the disk is full.
+    ``progress`` is told the number of bytes of each piece.
+    """
+    digest = hashlib.sha256()
+    at = flushed = TAR_START
+    checked = 0
+    for chunk in chunks:
+        digest.update(chunk)
+        if at >= checked:
+            _check_space(fd, at)
+            checked = at + _RESERVE // 2
+        view = memoryview(chunk)
+        while view:
+            written = os.pwrite(fd, view, at)
+            at += written
+            view = view[written:]
+        progress(len(chunk))
+        if at - flushed >= _WRITEBACK:
+            # Starts the write-back that fdatasync would have to wait for (sync_file_range(2)).
+            libc.sync_file_range(fd, flushed, at - flushed, libc.SYNC_FILE_RANGE_WRITE)
+            flushed = at
+    diff_id = DiffID("sha256:" + digest.hexdigest())
+    if expected is not None and diff_id != expected:
+        raise DigestMismatch("a layer's tar", expected=expected, actual=diff_id)
+    return Received(diff_id, at - TAR_START)
+
+
+def _check_space(fd: int, at: int) -> None:
+    free = os.fstatvfs(fd)
+    if free.f_bavail * free.f_frsize < _RESERVE:
+        raise LimitExceeded(
+            f"the disk is full: {free.f_bavail * free.f_frsize} bytes free after {at} bytes of "
+            f"a layer, {_RESERVE} are kept free",
+            hint="free some space (overlayctl image rm, container rm), then repeat the command",
+        )
+
+
+def describe(fd: int, received: Received, limits: Limits | None = None) -> Described:
+    """The tree of the tar that ``receive`` wrote. Raises BadTar, LimitExceeded."""
+    reader = TarReader(fd, TAR_START, received.size, limits)
+    tree = Tree()
+    for member in reader:
+        tree.add(member)
+    if not received.size:
+        raise BadTar("a layer of zero bytes is no tar", hint="an empty tar has 1,024 zero bytes")
+    return Described(tree, tree.wants(), reader.end_marker)
+
+
+def name_on(diff_id: DiffID, wants: Wants, below: Stack) -> str:
+    """The name of the layer with that tar on those lower layers."""
+    return diff_id.removeprefix("sha256:") + suffix(facts(wants, answers(wants, below)))
+
+
+def seal(fd: int, received: Received, described: Described, below: Stack) -> Sealed:
+    """Finish the layer file. Raises BadTar for a hard link to nowhere."""
+    wants = described.wants
+    known = answers(wants, below)
+    described.tree.finish(known)
+    kept = facts(wants, known)
+    header = erofs.write(
+        fd,
+        described.tree,
+        received.size,
+        received.diff_id,
+        kept,
+        len(wants.directories) + len(wants.links),
+    )
+    return Sealed(received.diff_id.removeprefix("sha256:") + suffix(kept), header)
+
+
+def copy_tar(source: int, fd: int, size: int) -> None:
+    """Copy the tar of one layer file into another, through the kernel where it can."""
+    at, end = TAR_START, TAR_START + size
+    while at < end:
+        count = os.copy_file_range(source, fd, min(_COPY, end - at), at, at)
+        if not count:
+            raise BadTar("a stored layer is shorter than its header says")
+        at += count

@@ -1,0 +1,154 @@
+"""The layers below, as one: what a path looks like there, and the facts a layer keeps of it.
+
+A layer stands alone but for two things that its tar leaves to what lies below: how an
+implied directory looks, and the file behind a hard link into a lower layer. The answers
+are the layer's *inherited facts*: JSON inside layer.erofs, and a part of its identity.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import stat
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from overlayctl.layer.index import Index, Node
+from overlayctl.layer.tree import Inherited, Wants
+from overlayctl.whiteout import unescape
+
+_CHUNK = 1 << 20
+NO_FACTS = b""
+
+
+class _Content(NamedTuple):
+    """The bytes of a file of one layer."""
+
+    index: Index
+    node: Node
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self.index.read(self.node, offset, length)
+
+
+class Stack:
+    """Layers merged as overlayfs merges them; ``indexes`` are topmost first."""
+
+    def __init__(self, indexes: Sequence[Index]) -> None:
+        self._indexes = indexes
+
+    def find(self, path: bytes) -> tuple[int, Node] | None:
+        """The layer (by position, topmost 0) and node that the merged view shows at ``path``.
+
+        None where nothing is, or where a whiteout, an opaque directory or a file hides it.
+        """
+        names = path.split(b"/") if path else []
+        for position, index in enumerate(self._indexes):
+            node: Node | None = index.root
+            covered = index.is_opaque(index.root)
+            for depth, name in enumerate(names):
+                assert node is not None
+                node = index.child(node, name)
+                if node is None:
+                    break
+                last = depth == len(names) - 1
+                if index.is_whiteout(node) or not (last or stat.S_ISDIR(node.mode)):
+                    return None
+                if not last:
+                    covered = covered or index.is_opaque(node)
+            if node is not None:
+                return position, node
+            if covered:
+                return None
+        return None
+
+    def inherited(self, path: bytes) -> Inherited | None:
+        """What the merged view shows at ``path``, without overlay's own marks."""
+        found = self.find(path)
+        if found is None:
+            return None
+        index, node = self._indexes[found[0]], found[1]
+        return Inherited(
+            mode=node.mode,
+            uid=node.uid,
+            gid=node.gid,
+            mtime=node.mtime,
+            mtime_ns=node.mtime_ns,
+            size=node.size,
+            rdev=node.rdev,
+            xattrs={
+                name: value
+                for name, value in index.xattrs(node).items()
+                if unescape(name) is not None
+            },
+            target=index.target(node) if stat.S_ISLNK(node.mode) else b"",
+            content=_Content(index, node) if stat.S_ISREG(node.mode) else None,
+        )
+
+
+def answers(wants: Wants, stack: Stack) -> dict[bytes, Inherited]:
+    """What ``Tree.finish`` has to be told, of everything ``wants`` names and the stack has."""
+    found = {}
+    for path in (*wants.directories, *wants.links):
+        inherited = stack.inherited(path)
+        if inherited is not None:
+            found[path] = inherited
+    return found
+
+
+def facts(wants: Wants, below: Mapping[bytes, Inherited]) -> bytes:
+    """The facts as they are stored: JSON, or nothing where all is as it would be anyway."""
+    entries = []
+    for path in wants.directories:
+        it = below.get(path)
+        if it is None or not stat.S_ISDIR(it.mode) or _is_default(it):
+            continue
+        entries.append({"path": _text(path), **_attributes(it)})
+    for path in wants.links:
+        it = below.get(path)
+        if it is None:
+            continue
+        entries.append(
+            {
+                "link": _text(path),
+                **_attributes(it),
+                "mtime": [it.mtime, it.mtime_ns],
+                "size": it.size,
+                "rdev": it.rdev,
+                "sha256": _sha256(it),
+            }
+        )
+    if not entries:
+        return NO_FACTS
+    return json.dumps(entries, sort_keys=True, indent=1).encode() + b"\n"
+
+
+def suffix(facts_bytes: bytes) -> str:
+    """What the facts add to a layer's directory name: nothing, or ``-`` and 16 hex digits."""
+    return "-" + hashlib.sha256(facts_bytes).hexdigest()[:16] if facts_bytes else ""
+
+
+def _is_default(it: Inherited) -> bool:
+    return it.mode == stat.S_IFDIR | 0o755 and it.uid == it.gid == 0 and not it.xattrs
+
+
+def _attributes(it: Inherited) -> dict[str, object]:
+    return {
+        "mode": oct(it.mode),
+        "uid": it.uid,
+        "gid": it.gid,
+        "xattrs": {_text(name): base64.b64encode(v).decode() for name, v in it.xattrs.items()},
+    }
+
+
+def _sha256(it: Inherited) -> str:
+    digest = hashlib.sha256(it.target)
+    if it.content is not None:
+        for offset in range(0, it.size, _CHUNK):
+            digest.update(it.content.read(offset, min(_CHUNK, it.size - offset)))
+    return digest.hexdigest()
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
