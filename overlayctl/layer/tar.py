@@ -246,6 +246,7 @@ class TarReader:
         extents = None
         if kind == b"S":
             data, size, extents = self._gnu_sparse(block, header, at)
+            end = data + stored
             kind = b"0"
         elif pax and kind in b"07":
             sparse = self._pax_sparse(header, pax, at)
@@ -276,7 +277,6 @@ class TarReader:
         size = _number(block[483:495], at)
         extents: list[Extent] = []
         table, more, where = block[386:482], block[482], at + BLOCK
-        end = at + BLOCK + header.size
         while True:
             for entry in range(0, len(table), 24):
                 if not table[entry]:
@@ -296,7 +296,7 @@ class TarReader:
                 raise BadTar(f"the tar is cut inside a sparse map at byte {where}", offset=at)
             table, more = extension[:504], extension[504]
             where += BLOCK
-        if where != at + BLOCK and end + (where - at - BLOCK) > self._size:
+        if where + header.size > self._size:
             raise BadTar(
                 f"entry {_shown(header.name)} is cut: its sparse data leaves the tar", offset=at
             )

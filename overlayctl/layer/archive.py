@@ -1,0 +1,356 @@
+"""Open what holds an image: a tar, a compressed tar, a stream of one, or a directory.
+
+What comes out is always the same: names, and the bytes behind a name as a ``Source``.
+Nothing is extracted. Names resolve as in a file system whose root is the archive, so
+neither a link nor ``..`` leads out of it. A directory is read through openat2(2) with
+RESOLVE_BENEATH, which holds the same promise against a layout that changes meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
+
+from overlayctl.errors import BadArchive, BadTar, HostCannot, LimitExceeded
+from overlayctl.layer import compression
+from overlayctl.layer.compression import Expansion, Source, chunks, codec, head
+from overlayctl.layer.input import open_file, what
+from overlayctl.layer.tar import Limits, TarReader
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = [
+    "Archive",
+    "Directory",
+    "Expansion",
+    "Source",
+    "Tar",
+    "chunks",
+    "codec",
+    "head",
+    "open_archive",
+]
+
+READ_LIMIT = 4 << 20
+_HOPS = 40
+_DIRECTORY_NAMES = 10_000
+
+
+class Archive(Protocol):
+    """Names and the bytes behind them. Leaving the ``with`` closes the fds of all sources."""
+
+    where: str
+    """What messages call it: the path as it was given, or "standard input"."""
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names in a tar; the top level of a directory. Bytes as os.fsdecode has them."""
+
+    def source(self, name: str) -> Source:
+        """The bytes of the regular file ``name``. Raises BadArchive if there is none."""
+
+    def read(self, name: str, limit: int = READ_LIMIT) -> bytes:
+        """All bytes of ``name``. Raises BadArchive, LimitExceeded above ``limit`` bytes."""
+
+    def exists(self, name: str) -> bool:
+        """Whether ``name`` leads to a regular file."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None: ...
+
+
+class _Closing:
+    """The fds that an archive owns."""
+
+    def __init__(self, where: str, owned: ExitStack) -> None:
+        self.where = where
+        self._owned = owned
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._owned.close()
+
+
+class _File(NamedTuple):
+    offset: int
+    size: int
+
+
+class _Symlink(NamedTuple):
+    target: str
+
+
+class _Other(NamedTuple):
+    what: str
+
+
+_Entry = _File | _Symlink | _Other
+_DIRECTORY = _Other("a directory")
+_SPARSE = _Other("stored as a sparse file")
+_KINDS = {b"3": "a character device", b"4": "a block device", b"6": "a FIFO"}
+
+
+class Tar(_Closing):
+    """A tar that lies in a seekable file. Made by ``open_archive``."""
+
+    def __init__(self, source: Source, entries: dict[str, _Entry], owned: ExitStack) -> None:
+        super().__init__(source.name, owned)
+        self._source = source
+        self._entries = entries
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Every name in the tar, without a leading ``./``."""
+        return frozenset(self._entries)
+
+    def source(self, name: str) -> Source:
+        """The bytes of ``name``, links followed. Raises BadArchive."""
+        entry = self._resolve(name)
+        if not isinstance(entry, _File):
+            raise BadArchive(
+                f"{self.where} has no file {name!r}" + (f": it is {entry.what}" if entry else ""),
+                hint="the archive is incomplete: save it again",
+                name=name,
+            )
+        return Source(self._source.fd, self._source.offset + entry.offset, entry.size, name)
+
+    def read(self, name: str, limit: int = READ_LIMIT) -> bytes:
+        """All bytes of ``name``. Raises BadArchive, LimitExceeded."""
+        return _read(self.source(name), limit)
+
+    def exists(self, name: str) -> bool:
+        """Whether ``name`` leads to a regular file; a loop of links does not."""
+        try:
+            return isinstance(self._resolve(name), _File)
+        except BadArchive:
+            return False
+
+    def _resolve(self, name: str) -> _File | _Other | None:
+        todo = name.split("/")[::-1]
+        done: list[str] = []
+        hops = 0
+        entry: _Entry | None = None
+        while todo:
+            part = todo.pop()
+            if part in ("", "."):
+                continue
+            if part == "..":
+                if not done:
+                    raise BadArchive(f"{name!r} leads out of {self.where}", name=name)
+                done.pop()
+                continue
+            done.append(part)
+            entry = self._entries.get("/".join(done))
+            if isinstance(entry, _Symlink):
+                hops += 1
+                if hops > _HOPS:
+                    raise BadArchive(
+                        f"{name!r} in {self.where} is a loop of symbolic links", name=name
+                    )
+                done = [] if entry.target.startswith("/") else done[:-1]
+                todo.extend(entry.target.split("/")[::-1])
+        entry = self._entries.get("/".join(done))
+        # The loop ends behind the last symlink.
+        return entry if not isinstance(entry, _Symlink) else None
+
+
+def _scan(source: Source, limits: Limits | None) -> dict[str, _Entry]:
+    """The entries of an archive; of several with one name the last one counts."""
+    entries: dict[str, _Entry] = {}
+    for member in TarReader(source.fd, source.offset, source.size, limits):
+        name = _normal(member.name)
+        if name is None:
+            continue
+        entry: _Entry | None
+        match member.type:
+            case b"0":
+                entry = _SPARSE if member.extents else _File(member.data, member.stored)
+            case b"1":
+                target = _normal(member.linkname)
+                entry = entries.get(target) if target else None
+                entry = entry or _Other(f"a hard link to {target!r}, which is not there")
+            case b"2":
+                entry = _Symlink(os.fsdecode(member.linkname))
+            case b"5":
+                entry = _DIRECTORY
+            case kind:
+                entry = _Other(_KINDS[kind])
+        entries[name] = entry
+    return entries
+
+
+def _normal(name: bytes) -> str | None:
+    """``name`` without ``.`` and empty parts; None for the root and for what lies outside."""
+    parts = [part for part in os.fsdecode(name).split("/") if part not in ("", ".")]
+    return None if not parts or ".." in parts else "/".join(parts)
+
+
+class Directory(_Closing):
+    """A directory. Made by ``open_archive``; files are opened when they are asked for."""
+
+    def __init__(self, fd: int, where: str, owned: ExitStack) -> None:
+        super().__init__(where, owned)
+        self._fd = fd
+        self._sources: dict[tuple[int, int], int] = {}
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names at its top level, 10,000 of them at most."""
+        found: set[str] = set()
+        with os.scandir(self._fd) as entries:
+            for entry in entries:
+                found.add(entry.name)
+                if len(found) == _DIRECTORY_NAMES:
+                    break
+        return frozenset(found)
+
+    def source(self, name: str) -> Source:
+        """The file ``name``, kept open until the archive is closed. Raises BadArchive."""
+        fd = self._open(name)
+        info = os.fstat(fd)
+        key = info.st_dev, info.st_ino
+        if key in self._sources:
+            os.close(fd)
+            fd = self._sources[key]
+        else:
+            self._sources[key] = fd
+            self._owned.callback(os.close, fd)
+        return Source(fd, 0, info.st_size, name)
+
+    def read(self, name: str, limit: int = READ_LIMIT) -> bytes:
+        """All bytes of ``name``. Raises BadArchive, LimitExceeded."""
+        fd = self._open(name)
+        try:
+            return _read(Source(fd, 0, os.fstat(fd).st_size, name), limit)
+        finally:
+            os.close(fd)
+
+    def exists(self, name: str) -> bool:
+        """Whether ``name`` leads to a regular file inside the directory."""
+        try:
+            os.close(self._open(name))
+        except BadArchive:
+            return False
+        return True
+
+    def _open(self, name: str) -> int:
+        # A device may act on being opened, so what it is is asked of an O_PATH fd first.
+        probe = self._openat2(name, os.O_PATH)
+        try:
+            self._expect_file(probe, name)
+        finally:
+            os.close(probe)
+        fd = self._openat2(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
+        try:
+            self._expect_file(fd, name)
+        except BadArchive:
+            os.close(fd)
+            raise
+        return fd
+
+    def _expect_file(self, fd: int, name: str) -> None:
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISREG(mode):
+            raise BadArchive(f"{name!r} in {self.where} is {what(mode)}, no file", name=name)
+
+    def _openat2(self, name: str, flags: int) -> int:
+        from overlayctl.errors import KernelRefused
+        from overlayctl.kernel import libc
+
+        resolve = libc.RESOLVE_BENEATH | libc.RESOLVE_NO_MAGICLINKS
+        try:
+            return libc.openat2(self._fd, name, flags | os.O_CLOEXEC, 0, resolve)
+        except (OSError, KernelRefused) as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENXIO, errno.ENAMETOOLONG):
+                why = f"{self.where} has no file {name!r}"
+            elif error.errno == errno.EXDEV:
+                why = f"{name!r} leads out of {self.where}"
+            elif error.errno == errno.ELOOP:
+                why = f"{name!r} in {self.where} is a loop of symbolic links or a magic one"
+            elif error.errno == errno.EMFILE:
+                raise HostCannot(
+                    f"{self.where} has more files than this process may open",
+                    hint="raise the limit: ulimit -n 65536",
+                ) from error
+            else:
+                raise
+            raise BadArchive(why, name=name) from error
+
+
+def _read(source: Source, limit: int) -> bytes:
+    if source.size > limit:
+        raise LimitExceeded(
+            f"{source.name} has {source.size} bytes, the limit for it is {limit}",
+            blob=source.name,
+            limit=limit,
+        )
+    return b"".join(bytes(piece) for piece in compression.stored(source))
+
+
+def open_archive(path: str, spool: Callable[[], int], limits: Limits | None = None) -> Archive:
+    """The archive at ``path``: a file, ``-`` for standard input, or a directory.
+
+    A file in a compression that ``codec`` knows, and what cannot seek, goes uncompressed
+    to the fd that ``spool`` returns (an unlinked file; the archive closes it). Raises
+    NotFound, BadArchive for what is no archive, BadTar for a damaged one.
+    """
+    with ExitStack() as opening:
+        opened = open_file(path, spool, opening, expand=True)
+        source = opened.source
+        if opened.directory:
+            return Directory(source.fd, source.name, opening.pop_all())
+        if not source.size:
+            raise BadArchive(f"{source.name} is empty", hint="fetch or save it again")
+        try:
+            entries = _scan(source, limits)
+        except BadTar as error:
+            _refuse(head(source), source.name, error)
+            raise
+        return Tar(source, entries, opening.pop_all())
+
+
+_FOREIGN = (
+    (b"PK\x03\x04", "a zip archive"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
+    (b"Rar!", "a rar archive"),
+    (b"\x04\x22\x4d\x18", "lz4 data, a compression that is not supported"),
+    (b"LZIP", "lzip data, a compression that is not supported"),
+    (b"\x1f\x9d", "compress (.Z) data, a compression that is not supported"),
+    (b"hsqs", "a squashfs image"),
+    (b"QFI\xfb", "a qcow2 disk image"),
+    (b"\x7fELF", "a program"),
+    (b"{", "a JSON text"),
+    (b"\x1f\x8b", "gzip data of an unknown kind"),
+)
+
+
+def _refuse(start: bytes, where: str, error: BadTar) -> None:
+    """Raise BadArchive if the first header already shows that this never was a tar."""
+    if error.details.get("offset") != 0 or start[257:262] == b"ustar":
+        return
+    compressed = codec(start)
+    if compressed != "none":
+        kind = f"{compressed} data inside another compression"
+    else:
+        kind = next((words for magic, words in _FOREIGN if start.startswith(magic)), "no tar")
+    raise BadArchive(
+        f"{where} is no image archive: it is {kind}",
+        hint="give a file that docker save, podman save or skopeo copy has written",
+    ) from error

@@ -1,0 +1,190 @@
+"""A docker daemon of our own, to make images with and to race against.
+
+Everything it needs (data, sockets, containerd's state) lies in directories of its own, it touches
+no network and no firewall, and it is stopped by its process id: a daemon that the machine already
+runs never notices.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from . import command
+
+START_SECONDS = 60
+STOP_SECONDS = 30
+
+# docker's own filter needs a libseccomp that knows the host's system calls, and in a container more
+# privilege than there may be; without a bridge there is only the host's network.
+RUN_OPTIONS = ("--security-opt", "seccomp=unconfined", "--network", "host")
+
+
+class DockerdError(Exception):
+    """The daemon did not start, or does not answer."""
+
+
+class Dockerd:
+    """``with Dockerd() as docker: docker.load(path)``.
+
+    ``directory`` is where the daemon's data goes (into a new directory, removed at the end): it has
+    to be on a filesystem that overlay accepts for an upper directory. The socket has a short path
+    of its own, because a Unix socket's name ends at 107 bytes.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        self._parent = directory
+        self._home = Path()
+        self._run = Path()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        self._home = Path(tempfile.mkdtemp(prefix="dockerd.", dir=self._parent or "/var/tmp"))
+        self._run = Path(tempfile.mkdtemp(prefix="dockerd."))
+        try:
+            self._start()
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop()
+
+    @property
+    def pid(self) -> int:
+        """The daemon's process id, for who wants to measure its memory or time."""
+        if self._process is None:
+            raise DockerdError("dockerd is not running")
+        return self._process.pid
+
+    @property
+    def data_root(self) -> Path:
+        """The daemon's ``/var/lib/docker``."""
+        return self._home / "data"
+
+    @property
+    def host(self) -> str:
+        """What ``DOCKER_HOST`` has to be for a client of this daemon."""
+        return f"unix://{self._run}/docker.sock"
+
+    def log(self) -> str:
+        """What the daemon has written so far."""
+        return (self._home / "log").read_text(errors="replace")
+
+    def docker(self, *args: command.Argument) -> str:
+        """Run the docker client against this daemon; return its stdout, stripped.
+
+        The client's own configuration (contexts, credentials, plugins) is kept out.
+        """
+        env = {"DOCKER_HOST": self.host, "DOCKER_CONFIG": str(self._run), "DOCKER_CONTEXT": ""}
+        return command.output("docker", *args, env=env).strip()
+
+    def load(self, path: Path) -> str:
+        """``docker load``: return what it says, such as ``Loaded image: name:tag``."""
+        return self.docker("load", "--quiet", "--input", path)
+
+    def save(self, ref: str, path: Path) -> None:
+        """Write the image ``ref`` as a docker-archive to ``path``."""
+        self.docker("save", "--output", path, ref)
+
+    def import_rootfs(self, tar: Path, ref: str, changes: Sequence[str] = ()) -> str:
+        """Make an image of one layer, kept byte for byte as ``tar`` is; return the image id."""
+        options = [word for change in changes for word in ("--change", change)]
+        return self.docker("import", *options, tar, ref)
+
+    def commit_layer(self, parent: str, script: str, ref: str, changes: Sequence[str] = ()) -> str:
+        """Run a shell script on top of ``parent``, commit as ``ref`` what it did; return its id.
+
+        The script runs as root with docker's default capabilities: chown, setcap and mknod work,
+        mount and trusted xattrs do not. Of what it commits, docker 20.10 keeps no xattr but
+        ``security.capability``.
+        """
+        container = self.docker("create", *RUN_OPTIONS, parent, "/bin/sh", "-ec", script)
+        try:
+            self.docker("start", "--attach", container)
+            options = [word for change in changes for word in ("--change", change)]
+            return self.docker("commit", *options, container, ref)
+        finally:
+            self.docker("rm", "--force", container)
+
+    def _start(self) -> None:
+        self._log = (self._home / "log").open("wb")
+        argv: list[command.Argument] = [
+            "dockerd",
+            *(
+                "--data-root",
+                self.data_root,
+                "--exec-root",
+                self._run / "exec",
+                "--pidfile",
+                self._run / "pid",
+            ),
+            *("--host", self.host, "--config-file", self._home / "daemon.json"),
+            *("--iptables=false", "--bridge=none"),
+        ]
+        (self._home / "daemon.json").write_text("{}")
+        self._process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                self.docker("version")
+            except command.CommandError as error:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise DockerdError(f"dockerd did not start:\n{self.log()[-4000:]}") from error
+                time.sleep(0.1)
+            else:
+                return
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                # It leads a session of its own: containerd and the shims go with it.
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+            self._process = None
+        if self._log is not None:
+            self._log.close()
+        for directory in (self._run, self._home):
+            # The daemon leaves its network namespace's mount behind, and after a kill its overlays.
+            for mountpoint in reversed(_mounts_below(directory)):
+                command.output("umount", "--lazy", mountpoint)
+            shutil.rmtree(directory)
+
+
+def _mounts_below(directory: Path) -> list[str]:
+    """Return the mountpoints inside ``directory``, in mount order.
+
+    proc_pid_mountinfo(5): the fifth field, with octal escapes.
+    """
+    found = []
+    with Path("/proc/self/mountinfo").open(encoding="utf-8", errors="surrogateescape") as lines:
+        for line in lines:
+            escaped = line.split(" ")[4].encode(errors="surrogateescape")
+            path = os.fsdecode(escaped.decode("unicode_escape").encode("latin-1"))
+            if path.startswith(f"{directory}/"):
+                found.append(path)
+    return found
