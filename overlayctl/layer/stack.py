@@ -25,11 +25,11 @@ NO_FACTS = b""
 class _Content(NamedTuple):
     """The bytes of a file of one layer."""
 
-    index: Index
+    layer: Index
     node: Node
 
     def read(self, offset: int, length: int) -> bytes:
-        return self.index.read(self.node, offset, length)
+        return self.layer.read(self.node, offset, length)
 
 
 class Stack:

@@ -445,9 +445,7 @@ class Tree:
         for path, node, hidden in order:
             if node in self._implied:
                 self._inherit(path, node, None if hidden else below.get(path))
-        for _, node, _ in reversed(order):
-            if node in self._implied:
-                self.mtime[node], self.mtime_ns[node] = self._time_of(node)
+        self._date_implied([node for _, node, _ in reversed(order)])
         for _, node, _ in order:
             self._settle_whiteouts(node)
         for _, node, _ in order:
@@ -487,14 +485,24 @@ class Tree:
         if found.xattrs:
             self.xattrs[node] = dict(found.xattrs)
 
-    def _time_of(self, node: int) -> tuple[int, int]:
-        """The newest direct child that has a time of its own, else the newest below."""
-        own: list[tuple[int, int]] = []
-        derived: list[tuple[int, int]] = []
-        for child in (*self.children[node].values(), *self._whiteouts.get(node, {}).values()):
-            times = derived if child in self._implied else own
-            times.append((self.mtime[child], self.mtime_ns[child]))
-        return max(own or derived or [self._implied[node]])
+    def _date_implied(self, children_first: list[int]) -> None:
+        """An implied directory is as old as its newest direct child, else as its newest entry."""
+        newest: dict[int, tuple[int, int]] = {}
+        for node in children_first:
+            own = []
+            below = []
+            for child in (
+                *self.children[node].values(),
+                *self._whiteouts.get(node, {}).values(),
+            ):
+                if child not in self._implied:
+                    own.append((self.mtime[child], self.mtime_ns[child]))
+                if child in newest:
+                    below.append(newest[child])
+            if node in self._implied:
+                time = max(own or below or [self._implied[node]])
+                self.mtime[node], self.mtime_ns[node] = time
+            newest[node] = max(own + below or [(self.mtime[node], self.mtime_ns[node])])
 
     def _settle_whiteouts(self, node: int) -> None:
         """Whiteouts become children, or the opaque mark of the directory that took their place."""

@@ -197,7 +197,7 @@ def test_random_names_are_all_found(tmp_path: Path) -> None:
     assert compare(tmp_path / "layer") == len(names) + 2
 
 
-def sparse_tar(tmp_path: Path) -> bytes:
+def sparse_tar(tmp_path: Path, form: str) -> bytes:
     place = tmp_path / "sparse"
     place.mkdir()
     pieces: dict[str, list[tuple[int, bytes]]] = {
@@ -215,12 +215,13 @@ def sparse_tar(tmp_path: Path) -> bytes:
         for at in range(100):
             file.seek(at * 12_345)
             file.write(b"%d" % at)
-    command = ["tar", "-C", str(place), "--format=posix", "--sparse", "-cf", "-"]
+    command = ["tar", "-C", str(place), f"--format={form}", "--sparse", "-cf", "-"]
     return subprocess.run([*command, "."], check=True, capture_output=True).stdout
 
 
-def test_sparse_files_stay_small_and_read_right(tmp_path: Path) -> None:
-    data = sparse_tar(tmp_path)
+@pytest.mark.parametrize("form", ["posix", "gnu"])
+def test_sparse_files_stay_small_and_read_right(tmp_path: Path, form: str) -> None:
+    data = sparse_tar(tmp_path, form)
     make(tmp_path / "layer", data)
     compare(tmp_path / "layer")
     assert (tmp_path / "layer").stat().st_size < len(data) + (2 << 20)

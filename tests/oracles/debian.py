@@ -152,7 +152,7 @@ def find(directory: Path) -> DebianImage | None:
 def build(directory: Path, dockerd: Dockerd) -> DebianImage:
     """Make the image below ``directory``, unless it is there.
 
-    Making it takes one to two minutes, and 3 GB while it lasts; 0.9 GB stay.
+    Making it takes one to two minutes, and 3 GB while it lasts; 1.3 GB stay.
     """
     home = _home(directory)
     with cache.making(home) as staging:

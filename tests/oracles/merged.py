@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import shutil
 import tarfile
 import tempfile
 from pathlib import Path
@@ -14,8 +16,9 @@ _TAG = "unpack"
 def umoci_unpack(image: Path, dest: Path, *, tag: str | None = None) -> Path:
     """Unpack all layers of an image into ``dest``, which must not exist yet, and return it.
 
-    ``image`` is an OCI layout (a directory, or a tar of one) or a docker-archive; ``tag`` chooses
-    one of several images: the layout's ref.name, or the archive's ``name:tag``.
+    ``image`` is an OCI layout (a directory, or a tar of one) or a docker-archive, either tar
+    perhaps gzipped; ``tag`` chooses one of several images: the layout's ref.name, or the archive's
+    ``name:tag``.
 
     umoci 0.4 reads directories, gzip and tags only, so skopeo makes a layout of that kind first,
     beside ``dest``. Where a layout holds several platforms it takes the host's.
@@ -29,11 +32,24 @@ def umoci_unpack(image: Path, dest: Path, *, tag: str | None = None) -> Path:
             "--quiet",
             # Level 1: what is compressed here is read once and thrown away.
             *("--dest-compress-format", "gzip", "--dest-compress-level", "1"),
-            _source(image, tag),
+            _source(_plain(image, Path(directory)), tag),
             f"oci:{layout}:{_TAG}",
         )
         command.output("umoci", "raw", "unpack", "--image", f"{layout}:{_TAG}", dest)
     return dest
+
+
+def _plain(image: Path, directory: Path) -> Path:
+    """Undo the gzip around a whole archive, which skopeo does not read."""
+    if image.is_dir():
+        return image
+    with image.open("rb") as file:
+        if file.read(2) != b"\x1f\x8b":
+            return image
+    plain = directory / "image.tar"
+    with gzip.open(image) as compressed, plain.open("wb") as file:
+        shutil.copyfileobj(compressed, file)
+    return plain
 
 
 def _source(image: Path, tag: str | None) -> str:

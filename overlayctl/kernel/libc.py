@@ -1,0 +1,243 @@
+"""System calls that Python's ``os`` lacks, one small typed function each.
+
+No policy and no paths of our own: a call that fails raises OSError naming the call, with
+the kernel's errno. Every fd returned is close-on-exec and belongs to the caller. Numbers
+from 424 on are the same on every architecture Linux has but alpha.
+
+Sources: the man page of each call; include/uapi/linux/{mount,stat,openat2,fs}.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from fcntl import ioctl
+from typing import NamedTuple
+
+Path = str | bytes
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_SYMLINK_NOFOLLOW = 0x100
+AT_RECURSIVE = 0x8000
+
+FSOPEN_CLOEXEC = 1
+FSMOUNT_CLOEXEC = 1
+MOVE_MOUNT_F_EMPTY_PATH = 4
+OPEN_TREE_CLONE = 1
+
+MOUNT_ATTR_RDONLY = 0x1
+MOUNT_ATTR_NOSUID = 0x2
+MOUNT_ATTR_NODEV = 0x4
+MOUNT_ATTR_NOEXEC = 0x8
+
+MS_PRIVATE = 1 << 18
+MS_REC = 1 << 14
+MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
+CLONE_NEWNS = 0x0002_0000
+
+RESOLVE_NO_XDEV = 1
+RESOLVE_NO_MAGICLINKS = 2
+RESOLVE_NO_SYMLINKS = 4
+RESOLVE_BENEATH = 8
+RESOLVE_IN_ROOT = 16
+
+SYNC_FILE_RANGE_WRITE = 2
+ST_RDONLY = 1
+STATX_ATTR_MOUNT_ROOT = 0x2000
+STATX_MNT_ID_UNIQUE = 0x4000
+
+EROFS_MAGIC = 0xE0F5_E1E2
+OVERLAY_MAGIC = 0x794C_7630
+
+_FSCONFIG_SET_FLAG = 0
+_FSCONFIG_SET_STRING = 1
+_FSCONFIG_SET_FD = 5
+_FSCONFIG_CMD_CREATE = 6
+_STATMOUNT_OPTIONS = 0x80
+_FS_IOC_GETFSUUID = 0x8011_1500
+
+_OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 429, 430, 431, 432
+_OPENAT2, _MOUNT_SETATTR, _STATMOUNT = 437, 442, 457
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.syscall.restype = ctypes.c_long
+
+
+def _failed(name: str) -> OSError:
+    error = ctypes.get_errno()
+    return OSError(error, os.strerror(error), name)
+
+
+def _call(name: str, number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char]) -> int:
+    """A raw system call. Integers travel as longs: varargs would cut them to 32 bits."""
+    result = int(
+        _libc.syscall(
+            ctypes.c_long(number),
+            *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments),
+        )
+    )
+    if result < 0:
+        raise _failed(name)
+    return result
+
+
+def fsopen(fs_type: str) -> int:
+    """An fd of a new filesystem context (fsopen(2))."""
+    return _call("fsopen", _FSOPEN, os.fsencode(fs_type), FSOPEN_CLOEXEC)
+
+
+def fsconfig_string(fd: int, key: str, value: Path) -> None:
+    """Set a parameter to text: at most 255 bytes, longer is EINVAL without a word in the log."""
+    _call("fsconfig", _FSCONFIG, fd, _FSCONFIG_SET_STRING, key.encode(), os.fsencode(value), 0)
+
+
+def fsconfig_flag(fd: int, key: str) -> None:
+    """Set a parameter that has no value."""
+    _call("fsconfig", _FSCONFIG, fd, _FSCONFIG_SET_FLAG, key.encode(), 0, 0)
+
+
+def fsconfig_fd(fd: int, key: str, value: int) -> None:
+    """Set a parameter to an open file: a path of any length and any bytes."""
+    _call("fsconfig", _FSCONFIG, fd, _FSCONFIG_SET_FD, key.encode(), 0, value)
+
+
+def fsconfig_create(fd: int) -> None:
+    """Make the superblock that the parameters describe."""
+    _call("fsconfig", _FSCONFIG, fd, _FSCONFIG_CMD_CREATE, 0, 0, 0)
+
+
+def fsmount(fd: int, attributes: int) -> int:
+    """An fd of a detached mount of the context's superblock; closing it unmounts."""
+    return _call("fsmount", _FSMOUNT, fd, FSMOUNT_CLOEXEC, attributes)
+
+
+def move_mount(fd: int, target: Path) -> None:
+    """Attach the detached mount ``fd`` at ``target``."""
+    _call(
+        "move_mount", _MOVE_MOUNT, fd, b"", AT_FDCWD, os.fsencode(target), MOVE_MOUNT_F_EMPTY_PATH
+    )
+
+
+def open_tree(path: Path, *, clone: bool = False) -> int:
+    """An fd of the mount at ``path``, or of a detached copy of it."""
+    flags = os.O_CLOEXEC | (OPEN_TREE_CLONE if clone else 0)
+    return _call("open_tree", _OPEN_TREE, AT_FDCWD, os.fsencode(path), flags)
+
+
+def mount_setattr(fd: int, *, add: int = 0, remove: int = 0, propagation: int = 0) -> None:
+    """Change attributes or propagation of the mount that ``fd`` is the root of."""
+    attributes = ctypes.create_string_buffer(struct.pack("QQQQ", add, remove, propagation, 0), 32)
+    _call("mount_setattr", _MOUNT_SETATTR, fd, b"", AT_EMPTY_PATH, attributes, 32)
+
+
+def openat2(dirfd: int, path: Path, flags: int, mode: int = 0, resolve: int = 0) -> int:
+    """Open ``path`` below ``dirfd`` under the RESOLVE_* rules (openat2(2))."""
+    how = ctypes.create_string_buffer(struct.pack("QQQ", flags | os.O_CLOEXEC, mode, resolve), 24)
+    return _call("openat2", _OPENAT2, dirfd, os.fsencode(path), how, 24)
+
+
+def is_mount_root(fd: int) -> bool:
+    """Whether ``fd`` is the root of a mount (statx(2), STATX_ATTR_MOUNT_ROOT)."""
+    return bool(struct.unpack_from("Q", _statx(fd, 0), 8)[0] & STATX_ATTR_MOUNT_ROOT)
+
+
+def mount_id(fd: int) -> int:
+    """The 64-bit id, never used again, of the mount that ``fd`` lies on (since 6.8)."""
+    return int(struct.unpack_from("Q", _statx(fd, STATX_MNT_ID_UNIQUE), 0x90)[0])
+
+
+def _statx(fd: int, mask: int) -> bytes:
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.statx(fd, b"", AT_EMPTY_PATH, mask, buffer) < 0:
+        raise _failed("statx")
+    return buffer.raw
+
+
+def mount_options(unique_id: int) -> str:
+    """The filesystem's options of an attached mount as the kernel shows them (statmount(2))."""
+    request = ctypes.create_string_buffer(
+        struct.pack("IIQQQ", 32, 0, unique_id, _STATMOUNT_OPTIONS, 0), 32
+    )
+    size = 1 << 16
+    while True:
+        buffer = ctypes.create_string_buffer(size)
+        try:
+            _call("statmount", _STATMOUNT, request, buffer, size, 0)
+        except OSError as error:
+            if error.errno != 75 or size > 1 << 22:  # EOVERFLOW: the answer is longer
+                raise
+            size *= 4
+            continue
+        # struct statmount: size, mnt_opts (offset into the strings at 512), mask, ...
+        offset = struct.unpack_from("I", buffer.raw, 4)[0]
+        return os.fsdecode(buffer.raw[512 + offset :].split(b"\0", 1)[0])
+
+
+def umount2(target: Path, flags: int) -> None:
+    """Unmount (umount2(2))."""
+    if _libc.umount2(os.fsencode(target), flags) < 0:
+        raise _failed("umount2")
+
+
+def make_private(target: Path) -> None:
+    """Stop mount events at ``target`` and all below from passing to other namespaces."""
+    if _libc.mount(b"none", os.fsencode(target), None, MS_PRIVATE | MS_REC, None) < 0:
+        raise _failed("mount")
+
+
+def unshare(flags: int) -> None:
+    """Leave the namespaces that ``flags`` name for new ones (unshare(2))."""
+    if _libc.unshare(flags) < 0:
+        raise _failed("unshare")
+
+
+def setns(fd: int, flags: int) -> None:
+    """Enter the namespace ``fd`` (setns(2))."""
+    if _libc.setns(fd, flags) < 0:
+        raise _failed("setns")
+
+
+def sync_file_range(fd: int, offset: int, length: int, flags: int) -> None:
+    """Start write-back of a part of a file, without waiting (sync_file_range(2))."""
+    if _libc.sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(length), flags) < 0:
+        raise _failed("sync_file_range")
+
+
+def syncfs(fd: int) -> None:
+    """Make the whole filesystem of ``fd`` durable (syncfs(2))."""
+    if _libc.syncfs(fd) < 0:
+        raise _failed("syncfs")
+
+
+class FileSystem(NamedTuple):
+    """What fstatfs(2) says: the filesystem's magic number and its mount flags."""
+
+    magic: int
+    flags: int
+
+
+def fstatfs(fd: int) -> FileSystem:
+    """The kind of filesystem that ``fd`` lies on."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.fstatfs(fd, buffer) < 0:
+        raise _failed("fstatfs")
+    # struct statfs of 64-bit Linux: f_type first, f_flags after nine more words.
+    return FileSystem(
+        struct.unpack_from("l", buffer.raw, 0)[0] & 0xFFFF_FFFF,
+        struct.unpack_from("l", buffer.raw, 80)[0],
+    )
+
+
+def fs_uuid(fd: int) -> bytes | None:
+    """The filesystem's UUID, or None before Linux 6.9. ``fd`` must be open for reading."""
+    buffer = bytearray(17)
+    try:
+        ioctl(fd, _FS_IOC_GETFSUUID, buffer)
+    except OSError as error:
+        if error.errno in (25, 22, 95):  # ENOTTY, EINVAL, EOPNOTSUPP: unknown here
+            return None
+        raise
+    return bytes(buffer[1 : 1 + buffer[0]])

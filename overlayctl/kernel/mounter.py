@@ -1,0 +1,276 @@
+"""Performs ``Mount`` values: first detached, where a failure leaves nothing, attached last.
+
+What was asked is compared with what is, because overlayfs may grant less and report
+success. A failure carries the kernel's own words: those of the filesystem context, else
+what the kernel log gained meanwhile (Documentation/filesystems/mount_api.rst, overlayfs.rst).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import assert_never
+
+from overlayctl.errors import Damaged, HostCannot, Holder, InUse, KernelRefused
+from overlayctl.kernel import libc
+from overlayctl.mount import Erofs, Mount, Overlay, Tmpfs
+
+MAX_LOWERS = 500
+_STRING_MAX = 255
+_READ_ONLY_DATA = (
+    libc.MOUNT_ATTR_RDONLY
+    | libc.MOUNT_ATTR_NOSUID
+    | libc.MOUNT_ATTR_NODEV
+    | libc.MOUNT_ATTR_NOEXEC
+)
+# Distributions change the defaults of these; a layer's meaning must not depend on them.
+_OVERLAY_OPTIONS = (("index", "off"), ("metacopy", "off"), ("redirect_dir", "nofollow"))
+
+
+def mount(what: Mount, target: str, *, attributes: int = 0) -> None:
+    """Mount ``what`` at ``target``, with MOUNT_ATTR_* ``attributes`` besides its own.
+
+    Raises KernelRefused, and for an overlay what ``detached`` raises; then nothing is mounted.
+    """
+    with detached(what) as fd:
+        if attributes:
+            with _explained("mount_setattr", target, None):
+                libc.mount_setattr(fd, add=attributes)
+        with _explained("move_mount", target, None):
+            libc.move_mount(fd, target)
+    if isinstance(what, Tmpfs):
+        libc.make_private(target)
+
+
+@contextmanager
+def detached(what: Mount) -> Iterator[int]:
+    """The fd of a mount that is in no mount table; leaving the block unmounts it unless moved.
+
+    Raises KernelRefused with the kernel's text, Damaged for a lower that is no layer,
+    InUse for an upper that another mount has, HostCannot for more than 500 layers.
+    """
+    with ExitStack() as owned:
+        match what:
+            case Erofs():
+                fd = _erofs(what, owned)
+            case Overlay():
+                fd = _overlay(what, owned)
+            case Tmpfs():
+                context = _context("tmpfs", what.source, owned)
+                with _explained("fsconfig", "tmpfs", context):
+                    libc.fsconfig_string(context, "mode", "0700")
+                    fd = _create(context, libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV, owned)
+            case _:
+                assert_never(what)
+        yield fd
+
+
+def _erofs(what: Erofs, owned: ExitStack) -> int:
+    if what.loop:
+        from overlayctl.kernel import libmount
+
+        source = owned.enter_context(libmount.loop_device(what.image))
+    else:
+        source = what.image
+    if len(os.fsencode(source)) > _STRING_MAX:
+        held = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+        owned.callback(os.close, held)
+        source = f"/proc/self/fd/{held}"
+    with _explained("mount", what.image, None), KernelLog() as log:
+        context = libc.fsopen("erofs")
+        owned.callback(os.close, context)
+        with _explained("mount", what.image, context, log):
+            libc.fsconfig_string(context, "source", source)
+            # A read-only loop device refuses a superblock that might be written (EACCES).
+            libc.fsconfig_flag(context, "ro")
+            if what.directio:
+                libc.fsconfig_flag(context, "directio")
+            return _create(context, _READ_ONLY_DATA, owned)
+
+
+def _overlay(what: Overlay, owned: ExitStack) -> int:
+    if len(what.lowerdirs) > MAX_LOWERS:
+        raise HostCannot(
+            f"{len(what.lowerdirs)} layers: the kernel's overlay takes at most {MAX_LOWERS}",
+            hint="build the image with fewer layers (skopeo, buildah --squash)",
+        )
+    context = _context("overlay", what.source, owned)
+    with KernelLog() as log, _explained("mount overlay", what.source, context, log):
+        for lower in what.lowerdirs:
+            libc.fsconfig_fd(context, "lowerdir+", _layer(lower, owned))
+        if what.upperdir:
+            for key, path in (("upperdir", what.upperdir), ("workdir", what.workdir)):
+                directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+                owned.callback(os.close, directory)
+                libc.fsconfig_fd(context, key, directory)
+        for key, value in _OVERLAY_OPTIONS:
+            libc.fsconfig_string(context, key, value)
+        libc.fsconfig_string(context, "xino", "on" if what.xino else "off")
+        if what.volatile:
+            libc.fsconfig_flag(context, "volatile")
+        fd = _create(context, 0 if what.upperdir else libc.MOUNT_ATTR_RDONLY, owned)
+        said = log.lines()
+        if what.upperdir:
+            # The kernel only warns, and the second mount would break the first.
+            if any("in-use" in line for line in said):
+                raise InUse(
+                    what.upperdir, [Holder("another overlay mount", "of the same upper", "")]
+                )
+            if libc.fstatfs(fd).flags & libc.ST_RDONLY:
+                raise KernelRefused(
+                    "mount overlay", what.source, errno.EROFS,
+                    log=["the kernel would mount it read-only", *said],
+                    hint="look at the work directory and at the space left on its filesystem",
+                )  # fmt: skip
+        return fd
+
+
+def _layer(path: str, owned: ExitStack) -> int:
+    """An O_PATH fd of an attached layer. An empty directory must never pass for one."""
+    try:
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise Damaged(f"the layer at {path} is not attached") from None
+    owned.callback(os.close, fd)
+    if libc.fstatfs(fd).magic != libc.EROFS_MAGIC or not libc.is_mount_root(fd):
+        raise Damaged(
+            f"{path} is not the root of an attached layer",
+            hint="overlayctl layer detach --all, then repeat the command",
+        )
+    return fd
+
+
+def _context(fs_type: str, source: str, owned: ExitStack) -> int:
+    with _explained("fsopen", fs_type, None):
+        context = libc.fsopen(fs_type)
+        owned.callback(os.close, context)
+        libc.fsconfig_string(context, "source", source)
+    return context
+
+
+def _create(context: int, attributes: int, owned: ExitStack) -> int:
+    libc.fsconfig_create(context)
+    fd = libc.fsmount(context, attributes)
+    owned.callback(os.close, fd)
+    return fd
+
+
+@contextmanager
+def _explained(
+    call: str, what: str, context: int | None, log: KernelLog | None = None
+) -> Iterator[None]:
+    """Turn the OSError of a system call into KernelRefused with the kernel's own text."""
+    try:
+        yield
+    except OSError as error:
+        said = _context_log(context) if context is not None else []
+        if not said and log is not None:
+            said = log.lines()
+        number = error.errno or errno.EIO
+        hint = ""
+        if number == errno.EPERM:
+            hint = (
+                "mounting needs CAP_SYS_ADMIN and a seccomp profile that allows it: run as root, "
+                "or start the container with --privileged"
+            )
+        raise KernelRefused(call, what, number, log=said, hint=hint) from error
+
+
+def _context_log(context: int) -> list[str]:
+    """What the kernel wrote into the filesystem context, without its level marks."""
+    lines = []
+    while True:
+        try:
+            line = os.read(context, 4096)
+        except OSError as error:
+            if error.errno in (errno.ENODATA, errno.EMSGSIZE):
+                return lines
+            raise
+        lines.append(line.decode(errors="replace").strip().removeprefix("e ").removeprefix("w "))
+
+
+class KernelLog:
+    """What the kernel log gains about filesystems between entering and ``lines``.
+
+    Where /dev/kmsg is missing or forbidden there is nothing to read, and no lines.
+    """
+
+    def __init__(self) -> None:
+        self._fd = -1
+
+    def __enter__(self) -> KernelLog:
+        try:
+            self._fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            os.lseek(self._fd, 0, os.SEEK_END)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EPERM, errno.EACCES, errno.ENXIO):
+                raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def lines(self) -> list[str]:
+        """The new lines of overlayfs and EROFS."""
+        found = []
+        while self._fd >= 0:
+            try:
+                record = os.read(self._fd, 8192)
+            except OSError as error:
+                if error.errno == errno.EPIPE:
+                    continue
+                if error.errno == errno.EAGAIN:
+                    break
+                raise
+            text = record.partition(b";")[2].split(b"\n", 1)[0].decode(errors="replace")
+            if text.startswith(("overlayfs:", "erofs")):
+                found.append(text)
+        return found
+
+
+def unmount(target: str, *, lazy: bool = False) -> None:
+    """Unmount what is at ``target``. Raises InUse naming the processes that keep it busy."""
+    try:
+        libc.umount2(target, libc.UMOUNT_NOFOLLOW | (libc.MNT_DETACH if lazy else 0))
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise KernelRefused("umount", target, error.errno or errno.EIO) from error
+        holders = users(target) or [
+            Holder("a process or mount", "that cannot be seen from here", "overlayctl umount --lazy")
+        ]
+        raise InUse(target, holders) from error
+
+
+def users(target: str) -> list[Holder]:
+    """The processes with a working directory, root, open file or mapping below ``target``."""
+    device = os.stat(target).st_dev
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        for link in _links(pid):
+            try:
+                inside = os.readlink(link)
+                if inside != target and not inside.startswith(target + "/"):
+                    continue
+                if link.endswith(("/cwd", "/root")) and os.stat(link).st_dev != device:
+                    continue
+                with open(f"/proc/{pid}/comm") as file:
+                    name = file.read().strip()
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue
+            found.append(Holder("process", f"{pid} ({name}: {inside})", f"kill {pid}"))
+            break
+    return found
+
+
+def _links(pid: str) -> Iterator[str]:
+    yield from (f"/proc/{pid}/{name}" for name in ("cwd", "root", "exe"))
+    for directory in ("fd", "map_files"):
+        try:
+            names = os.listdir(f"/proc/{pid}/{directory}")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        yield from (f"/proc/{pid}/{directory}/{name}" for name in names)

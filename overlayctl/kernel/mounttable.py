@@ -1,0 +1,87 @@
+"""The mount table: /proc/PID/mountinfo as values (proc_pid_mountinfo(5))."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
+
+
+class MountInfo(NamedTuple):
+    """One line. Paths and options are as they are, nothing escaped."""
+
+    mount_id: int
+    parent_id: int
+    device: str
+    root: str
+    mount_point: str
+    options: str
+    fs_type: str
+    source: str
+    super_options: str
+
+    def option(self, key: str) -> list[str]:
+        """The values of a filesystem option; ``lowerdir+`` has one for each layer."""
+        values = []
+        for field in self.super_options.split(","):
+            name, _, value = field.partition("=")
+            if name == key:
+                values.append(_plain(os.fsencode(value)))
+        return values
+
+
+def read(pid: int | str = "self") -> list[MountInfo]:
+    """The mounts that ``pid`` sees, oldest first at each place.
+
+    Raises OSError where the process is gone or may not be looked at.
+    """
+    with open(f"/proc/{pid}/mountinfo", "rb") as file:
+        return [_parse(line) for line in file.read().split(b"\n") if line]
+
+
+def at(path: str) -> MountInfo | None:
+    """The mount whose root is visible at ``path``, which must be absolute and resolved."""
+    found = [mount for mount in read() if mount.mount_point == path]
+    return found[-1] if found else None
+
+
+def everywhere() -> Iterator[tuple[int, MountInfo]]:
+    """Every mount of every mount namespace that can be read, with a pid that sees it."""
+    seen = set()
+    for name in ["self", *sorted(filter(str.isdigit, os.listdir("/proc")), key=int)]:
+        try:
+            namespace = os.readlink(f"/proc/{name}/ns/mnt")
+            if namespace in seen:
+                continue
+            seen.add(namespace)
+            mounts = read(name)
+        except (FileNotFoundError, ProcessLookupError, PermissionError, OSError):
+            continue
+        pid = os.getpid() if name == "self" else int(name)
+        for mount in mounts:
+            yield pid, mount
+
+
+def _parse(line: bytes) -> MountInfo:
+    left, _, right = line.partition(b" - ")
+    mount_id, parent_id, device, root, point, options = left.split(b" ")[:6]
+    fs_type, source, super_options = (right.split(b" ") + [b"", b""])[:3]
+    return MountInfo(
+        int(mount_id),
+        int(parent_id),
+        device.decode(),
+        _plain(root),
+        _plain(point),
+        options.decode(),
+        fs_type.decode(),
+        _plain(source),
+        # Commas inside a value are escaped: undone by option(), after the split.
+        os.fsdecode(super_options),
+    )
+
+
+def _plain(field: bytes) -> str:
+    return os.fsdecode(_ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), field))
