@@ -1,0 +1,103 @@
+"""Names people type: image references, ids and their prefixes, container names.
+
+Grammar of distribution/reference (github.com/distribution/reference) as docker applies it:
+``docker.io/library/`` and ``:latest`` are implied.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+
+from overlayctl.errors import Ambiguous, NotFound, Usage
+
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_HOST = r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*"
+_DOMAIN = re.compile(rf"(?:{_HOST}|\[[0-9a-fA-F:]+\])(?::[0-9]+)?")
+_PATH = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
+_TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+_CONTAINER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+_ID = re.compile(r"(?:sha256:)?[0-9a-f]{1,64}")
+_NAME_MAX = 255
+_FILE_MAX = 200
+_DEFAULT_DOMAIN = "docker.io"
+_OFFICIAL = "library/"
+
+
+def stored(text: str) -> str:
+    """The fully qualified form of a reference: ``busybox`` is docker.io/library/busybox:latest.
+
+    Raises Usage for what docker would refuse.
+    """
+    name, separator, tag = text, "", ""
+    if ":" in text.rsplit("/", 1)[-1]:
+        name, separator, tag = text.rpartition(":")
+    domain, slash, path = name.partition("/")
+    if not slash or not ("." in domain or ":" in domain or domain == "localhost"):
+        domain, path = _DEFAULT_DOMAIN, name
+    if domain == "index.docker.io":
+        domain = _DEFAULT_DOMAIN
+    if domain == _DEFAULT_DOMAIN and "/" not in path:
+        path = _OFFICIAL + path
+    tag = tag if separator else "latest"
+    fits = len(domain) + 1 + len(path) <= _NAME_MAX
+    if not (fits and _DOMAIN.fullmatch(domain) and _PATH.fullmatch(path) and _TAG.fullmatch(tag)):
+        hint = "lower-case letters, digits and separators, then :TAG; for example demo/web:1.0"
+        raise Usage(f"{text!r} is no valid image name", hint=hint)
+    return f"{domain}/{path}:{tag}"
+
+
+def familiar(reference: str) -> str:
+    """How people write a stored reference: without docker.io and library, with the tag."""
+    return reference.removeprefix(_DEFAULT_DOMAIN + "/").removeprefix(_OFFICIAL)
+
+
+def tag_file(reference: str) -> str:
+    """A file name for a reference: percent-encoded, hashed behind a stem if it gets long."""
+    encoded = "".join(
+        chr(byte) if chr(byte).isalnum() or byte in b"._-" else f"%{byte:02X}"
+        for byte in reference.encode()
+    )
+    if len(encoded) <= _FILE_MAX:
+        return encoded
+    return f"{encoded[:100]}%{hashlib.sha256(reference.encode()).hexdigest()}"
+
+
+def short(identifier: str) -> str:
+    """The 12 characters of an id that people see."""
+    return identifier.removeprefix("sha256:")[:12]
+
+
+def is_id(text: str) -> bool:
+    """Whether ``text`` may be an id or the start of one."""
+    return _ID.fullmatch(text) is not None
+
+
+def match(text: str, candidates: Iterable[str]) -> str:
+    """The one id of ``candidates`` (hex) that ``text`` starts. Raises NotFound, Ambiguous."""
+    prefix = text.removeprefix("sha256:")
+    found = sorted(c for c in candidates if c.startswith(prefix)) if is_id(text) else []
+    if not found:
+        raise NotFound(f"nothing has the id {text!r}")
+    if len(found) > 1 and found[0] != prefix:
+        raise Ambiguous(text, [short(c) for c in found])
+    return found[0]
+
+
+def container_name(text: str) -> str:
+    """``text`` as a container's name. Raises Usage."""
+    if not _CONTAINER.fullmatch(text) or len(text) > _NAME_MAX:
+        raise Usage(
+            f"{text!r} is no valid container name",
+            hint="letters, digits, '_', '.' and '-', at least two, beginning with a letter or digit",
+        )
+    return text
+
+
+def near(text: str, candidates: Iterable[str]) -> str:
+    """A hint that names what ``text`` may have meant, or nothing."""
+    import difflib
+
+    close = difflib.get_close_matches(text, list(candidates), 3)
+    return f"did you mean {' or '.join(close)}?" if close else ""

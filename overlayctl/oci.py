@@ -1,0 +1,112 @@
+"""Platforms, and the configs and manifests that are written here (OCI image-spec, config.md)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from overlayctl.digest import DiffID, of_bytes
+from overlayctl.errors import NotFound, Usage
+
+_MACHINES = {
+    "x86_64": ("amd64", ""),
+    "i686": ("386", ""),
+    "aarch64": ("arm64", "v8"),
+    "armv7l": ("arm", "v7"),
+    "armv6l": ("arm", "v6"),
+}
+
+
+class Platform(NamedTuple):
+    """Where an image runs. Empty is unknown."""
+
+    os: str
+    architecture: str
+    variant: str = ""
+
+    def __str__(self) -> str:
+        return "/".join(part for part in self if part)
+
+    def fits(self, wanted: Platform) -> bool:
+        """Whether an image for this platform answers a wish for ``wanted``."""
+        if (self.os, self.architecture) != (wanted.os, wanted.architecture):
+            return False
+        return not (self.variant and wanted.variant) or self.variant == wanted.variant
+
+
+def host_platform() -> Platform:
+    """This machine's platform in Go's words."""
+    machine = os.uname().machine
+    return Platform("linux", *_MACHINES.get(machine, (machine, "")))
+
+
+def parse_platform(text: str) -> Platform:
+    """``linux/arm64/v8`` as a platform. Raises Usage."""
+    parts = text.split("/")
+    if not 2 <= len(parts) <= 3 or not all(parts):  # noqa: PLR2004 (os, architecture, variant)
+        raise Usage(f"{text!r} is no platform", hint="for example --platform linux/arm64")
+    return Platform(*parts)
+
+
+def choose(platforms: Sequence[Platform], wanted: Platform | None) -> Platform:
+    """The platform to load: the wanted one, else the host's, else the only one.
+
+    Raises NotFound naming what there is.
+    """
+    for candidate in platforms:
+        if candidate.fits(wanted or host_platform()):
+            return candidate
+    if wanted is None and len(set(platforms)) == 1:
+        return platforms[0]
+    there = ", ".join(sorted({str(platform) for platform in platforms}))
+    raise NotFound(
+        f"no image for {wanted or host_platform()} in it, but for: {there}",
+        hint=f"overlayctl load --platform {platforms[0]} …" if platforms else "",
+    )
+
+
+def new_config(diff_ids: Sequence[DiffID], *, created: str, comment: str) -> bytes:
+    """The config of an image made of plain layer tars: deterministic JSON."""
+    host = host_platform()
+    config = {
+        "architecture": host.architecture,
+        "config": {},
+        "created": created,
+        "history": [{"created": created, "comment": comment} for _ in diff_ids],
+        "os": host.os,
+        "rootfs": {"diff_ids": list(diff_ids), "type": "layers"},
+    }
+    return json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
+
+
+def new_manifest(config: bytes, layers: Sequence[tuple[DiffID, int]]) -> bytes:
+    """The OCI manifest of an image whose layers are kept as plain tars of that many bytes."""
+    media = "application/vnd.oci.image."
+    manifest = {
+        "config": {
+            "digest": of_bytes(config),
+            "mediaType": media + "config.v1+json",
+            "size": len(config),
+        },
+        "layers": [
+            {"digest": diff_id, "mediaType": media + "layer.v1.tar", "size": size}
+            for diff_id, size in layers
+        ],
+        "mediaType": media + "manifest.v1+json",
+        "schemaVersion": 2,
+    }
+    return json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+
+
+def created_by(config: Mapping[str, object], layers: int) -> list[str]:
+    """The history line of each layer, bottom to top; empty where the history has none."""
+    history = config.get("history")
+    rows = [row for row in history if isinstance(row, dict)] if isinstance(history, list) else []
+    lines = [
+        str(row.get("created_by") or row.get("comment") or "")
+        for row in rows
+        if not row.get("empty_layer")
+    ]
+    return (lines + [""] * layers)[:layers]

@@ -1,0 +1,107 @@
+"""Containers: an image, a configuration, and one snapshot; a name is a symlink to the id."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from overlayctl import names
+from overlayctl.errors import Conflict, NotFound, OverlayctlError
+from overlayctl.layout import Layout
+from overlayctl.store import records
+from overlayctl.store.records import Record, fault
+
+
+class Container(NamedTuple):
+    """A container's record."""
+
+    id: str
+    name: str
+    image: str
+    reference: str
+    command: tuple[str, ...]
+    labels: dict[str, str]
+    created: str
+
+
+def commit(layout: Layout, staging: str, container: Container) -> None:
+    """Give the container its name, then make it visible; the caller holds the store's lock.
+
+    Raises Conflict if the name is taken. A name whose record is missing is free.
+    """
+    link = layout.container_name(container.name)
+    if os.path.lexists(link):
+        holder = os.readlink(link)
+        if os.path.exists(layout.container(holder)):
+            raise Conflict(
+                f"the name {container.name!r} is taken by container {names.short(holder)}",
+                hint=f"overlayctl rm {container.name}, or choose another --name",
+            )
+        os.unlink(link)
+    os.symlink(container.id, link)
+    records.sync_directory(layout.path("containers", "names"))
+    fault("container:after-name")
+    staged = os.path.join(staging, "container.json")
+    records.write(staged, records.encode(container._asdict()))
+    os.rename(staged, layout.container(container.id))
+    records.sync_directory(layout.path("containers"))
+    fault("container:after-rename")
+
+
+def get(layout: Layout, container_id: str) -> Container:
+    """The container with that full id. Raises NotFound, Damaged."""
+    record: Record = records.read(layout.container(container_id))
+    return Container(
+        container_id,
+        str(record.get("name", "")),
+        str(record.get("image", "")),
+        str(record.get("reference", "")),
+        tuple(map(str, record.get("command") or ())),
+        {str(key): str(value) for key, value in (record.get("labels") or {}).items()},
+        str(record.get("created", "")),
+    )
+
+
+def listed(layout: Layout) -> list[str]:
+    """The ids of all containers: a record, and a snapshot that is kept."""
+    return [
+        name.removesuffix(".json")
+        for name in records.names(layout.path("containers"))
+        if name.endswith(".json")
+        and os.path.exists(layout.snapshot(name.removesuffix(".json"), "keep"))
+    ]
+
+
+def readable(layout: Layout) -> list[Container]:
+    """All containers whose record can be read."""
+    found = []
+    for container_id in listed(layout):
+        try:
+            found.append(get(layout, container_id))
+        except OverlayctlError:
+            continue
+    return found
+
+
+def resolve(layout: Layout, text: str) -> Container:
+    """The container of that name or id's start. Raises NotFound with close names, Ambiguous."""
+    ids = listed(layout)
+    link = layout.container_name(text) if "/" not in text and text not in ("", ".", "..") else ""
+    if link and os.path.islink(link) and os.readlink(link) in ids:
+        return get(layout, os.readlink(link))
+    try:
+        return get(layout, names.match(text, ids))
+    except NotFound:
+        known = [container.name for container in readable(layout)]
+        raise NotFound(
+            f"there is no container {text!r}",
+            hint=names.near(text, known) or "overlayctl ps -a lists them",
+        ) from None
+
+
+def remove(layout: Layout, container: Container) -> None:
+    """Take away the record and the name of a container whose snapshot is gone."""
+    records.remove(layout.container(container.id))
+    link = layout.container_name(container.name)
+    if os.path.islink(link) and os.readlink(link) == container.id:
+        os.unlink(link)

@@ -1,0 +1,174 @@
+"""Images: a list of layers and a config, named by the config's digest, found by tags."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from typing import Any, NamedTuple
+
+from overlayctl import names
+from overlayctl.digest import DiffID, hex_of
+from overlayctl.errors import Damaged, NotFound, OverlayctlError, Usage
+from overlayctl.layout import Layout
+from overlayctl.store import records
+from overlayctl.store.records import Record, fault
+
+
+class Image(NamedTuple):
+    """A stored image. ``layers`` (names in the store) and ``diff_ids`` run bottom to top."""
+
+    hex: str
+    layers: tuple[str, ...]
+    diff_ids: tuple[DiffID, ...]
+    created: str
+    record: Record
+
+    @property
+    def id(self) -> str:
+        """The image id: ``sha256:`` and the config's digest."""
+        return f"sha256:{self.hex}"
+
+
+def commit(
+    layout: Layout, staging: str, record: Record, image_hex: str, config: bytes, manifest: bytes
+) -> None:
+    """Write an image in staging and move it in; the caller holds the store's lock."""
+    target = layout.image(image_hex)
+    if os.path.exists(layout.image(image_hex, "image.json")):
+        return
+    shutil.rmtree(target, ignore_errors=True)
+    staged = os.path.join(staging, f"image-{image_hex}")
+    os.mkdir(staged, 0o700)
+    records.write(os.path.join(staged, "config.json"), config)
+    records.write(os.path.join(staged, "manifest.json"), manifest)
+    records.write(os.path.join(staged, "image.json"), records.encode(record))
+    records.sync_directory(staged)
+    fault("image:before-rename")
+    os.rename(staged, target)
+    records.sync_directory(layout.path("images"))
+    fault("image:after-rename")
+
+
+def get(layout: Layout, image_hex: str) -> Image:
+    """The image with that full id. Raises NotFound, Damaged."""
+    record = records.read(layout.image(image_hex, "image.json"))
+    try:
+        layers = record["layers"]
+        return Image(
+            image_hex,
+            tuple(str(layer["name"]) for layer in layers),
+            tuple(DiffID(str(layer["diff_id"])) for layer in layers),
+            str(record["loaded"]),
+            record,
+        )
+    except (KeyError, TypeError) as error:
+        raise Damaged(
+            f"the record of image {names.short(image_hex)} is damaged: {error}",
+            hint="overlayctl system check",
+        ) from error
+
+
+def listed(layout: Layout) -> list[str]:
+    """The ids (hex) of all images whose record is there."""
+    return [
+        name
+        for name in records.names(layout.path("images"))
+        if os.path.exists(layout.image(name, "image.json"))
+    ]
+
+
+def readable(layout: Layout) -> list[Image]:
+    """All images whose record can be read; ``check`` names the others."""
+    found = []
+    for image_hex in listed(layout):
+        try:
+            found.append(get(layout, image_hex))
+        except OverlayctlError:
+            continue
+    return found
+
+
+def config(layout: Layout, image: Image) -> dict[str, Any]:
+    """The image's config. Raises Damaged."""
+    try:
+        with open(layout.image(image.hex, "config.json"), "rb") as file:
+            value = json.loads(file.read())
+    except (FileNotFoundError, ValueError) as error:
+        raise Damaged(
+            f"the config of image {names.short(image.hex)} is damaged",
+            hint="load the image again",
+        ) from error
+    return value if isinstance(value, dict) else {}
+
+
+def tags(layout: Layout) -> dict[str, str]:
+    """Each reference and the image id (hex) it stands for."""
+    found = {}
+    for name in records.names(layout.path("tags")):
+        tag = read_tag(layout.path("tags", name))
+        if tag is not None:
+            found[tag[1]] = tag[0]
+    return found
+
+
+def read_tag(path: str) -> tuple[str, str] | None:
+    """Image id (hex) and reference of a tag file; None if it is no such file."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            lines = file.read().splitlines()
+    except (FileNotFoundError, IsADirectoryError):
+        return None
+    if len(lines) < 2 or not names.is_id(lines[0]):  # noqa: PLR2004 (id, reference)
+        return None
+    return hex_of(lines[0]), lines[1]
+
+
+def tag(layout: Layout, staging: str, reference: str, image_hex: str) -> str | None:
+    """Let a reference stand for an image; the id (hex) it stood for before, if another."""
+    before = tags(layout).get(reference)
+    if before == image_hex:
+        return None
+    staged = os.path.join(staging, "tag")
+    records.write(staged, f"sha256:{image_hex}\n{reference}\n".encode())
+    os.rename(staged, layout.path("tags", names.tag_file(reference)))
+    records.sync_directory(layout.path("tags"))
+    fault("tag:after-rename")
+    return before
+
+
+def untag(layout: Layout, reference: str) -> None:
+    """Take a reference away."""
+    records.remove(layout.path("tags", names.tag_file(reference)))
+
+
+def resolve(layout: Layout, text: str) -> tuple[Image, str | None]:
+    """The image of a reference or an id's start, and the reference if it was one.
+
+    Raises NotFound with close names, Ambiguous.
+    """
+    known = tags(layout)
+    try:
+        reference = names.stored(text)
+    except Usage:
+        reference = ""
+    if reference in known:
+        return get(layout, known[reference]), reference
+    if names.is_id(text):
+        try:
+            return get(layout, names.match(text, listed(layout))), None
+        except NotFound:
+            pass
+    raise NotFound(
+        f"there is no image {text!r}",
+        hint=names.near(text, map(names.familiar, known)) or "overlayctl images lists them",
+    )
+
+
+def remove(layout: Layout, image_hex: str) -> None:
+    """Unmake an image whose tags are gone: its record first, then the rest."""
+    records.remove(layout.image(image_hex, "image.json"))
+    fault("image:after-unlink")
+    for name in records.names(layout.image(image_hex)):
+        os.unlink(layout.image(image_hex, name))
+    os.rmdir(layout.image(image_hex))

@@ -1,0 +1,99 @@
+"""The locks: flock(2) on directories, in one order: upper, snapshot, root.
+
+A directory needs no lock file, and can be locked on a read-only filesystem. After the
+lock is had, the directory must still be the one at the path: it may have been removed
+by whoever had the lock before.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from overlayctl.errors import Locked, NotFound
+
+_POLL = 0.02
+TIMEOUT = 30.0
+
+
+@contextmanager
+def hold(path: str, *, exclusive: bool, timeout: float = TIMEOUT) -> Iterator[int]:
+    """Hold the lock on the directory ``path``; the value is its fd.
+
+    Raises Locked naming the holder after ``timeout`` seconds, NotFound if it is gone.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        fd = _open(path)
+        try:
+            _acquire(fd, path, exclusive=exclusive, deadline=deadline)
+            if _still_at(fd, path):
+                yield fd
+                return
+        finally:
+            os.close(fd)
+
+
+@contextmanager
+def attempt(path: str) -> Iterator[bool]:
+    """Try for the exclusive lock without waiting; the value says whether it is held."""
+    fd = _open(path)
+    try:
+        yield _try(fd, fcntl.LOCK_EX) and _still_at(fd, path)
+    finally:
+        os.close(fd)
+
+
+def _open(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise NotFound(f"{path} is gone") from None
+
+
+def _acquire(fd: int, path: str, *, exclusive: bool, deadline: float) -> None:
+    kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+    while not _try(fd, kind):
+        if time.monotonic() >= deadline:
+            raise Locked(
+                f"{path} is locked by {_holder(fd)}",
+                hint="wait for it, or give --lock-timeout SECONDS",
+                path=path,
+            )
+        time.sleep(_POLL)
+
+
+def _try(fd: int, kind: int) -> bool:
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno == errno.EWOULDBLOCK:
+            return False
+        raise
+    return True
+
+
+def _still_at(fd: int, path: str) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _holder(fd: int) -> str:
+    """Who holds a lock on the inode of ``fd`` (proc_locks(5))."""
+    inode = f":{os.fstat(fd).st_ino}"
+    with open("/proc/locks") as file:
+        for line in file:
+            fields = line.split()
+            if fields[1] == "FLOCK" and fields[5].endswith(inode):
+                try:
+                    with open(f"/proc/{fields[4]}/comm") as comm:
+                        return f"process {fields[4]} ({comm.read().strip()})"
+                except FileNotFoundError:
+                    break
+    return "a process not visible here"

@@ -1,0 +1,148 @@
+"""Records: small JSON files, written once, synced, readable with cat; and the store's marker."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+from datetime import UTC, datetime
+from typing import Any
+
+from overlayctl.errors import Damaged, HostCannot, NotFound
+from overlayctl.layout import (
+    COMPATIBLE,
+    DIRECTORIES,
+    FORMAT_VERSION,
+    INCOMPATIBLE,
+    READ_ONLY_COMPATIBLE,
+    Layout,
+)
+
+Record = dict[str, Any]
+VERSION = 1
+
+
+def fault(point: str) -> None:
+    """Nothing; unless a crash test arms this point, which then kills the process here."""
+    if os.environ.get("OVERLAYCTL_FAULT") == point:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def now() -> str:
+    """The time in RFC 3339, UTC, whole seconds."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def encode(record: Record) -> bytes:
+    """A record as it is stored: indented, with the record version."""
+    return json.dumps({"version": VERSION, **record}, indent=2).encode() + b"\n"
+
+
+def write(path: str, data: bytes) -> None:
+    """Make a new file, durable but for its name in the directory. FileExistsError if there."""
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read(path: str) -> Record:
+    """The record at ``path``. Raises NotFound, Damaged (not a record, a later version)."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except FileNotFoundError:
+        raise NotFound(f"there is no record {path}") from None
+    try:
+        record = json.loads(data)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict) or not isinstance(record.get("version"), int):
+        raise Damaged(f"the record {path} is damaged", hint="overlayctl system check", path=path)
+    if record["version"] > VERSION:
+        raise HostCannot(f"the record {path} was written by a later overlayctl", hint="update it")
+    return record
+
+
+def sync_directory(path: str) -> None:
+    """Make the names in a directory durable (fsync(2))."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def remove(path: str) -> bool:
+    """Unlink a file; False if it was not there."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def names(path: str) -> list[str]:
+    """The names in a directory, sorted; none if it is not there."""
+    try:
+        return sorted(os.listdir(path))
+    except FileNotFoundError:
+        return []
+
+
+def open_store(root: str, *, create: bool) -> tuple[Layout, Record]:
+    """The store at ``root`` and its marker; made if it is not there and ``create`` is set.
+
+    Raises NotFound, Damaged, HostCannot for a store of a later format.
+    """
+    layout = Layout(root)
+    if create and not os.path.exists(layout.marker):
+        _make(layout)
+    try:
+        marker = read(layout.marker)
+    except NotFound:
+        raise NotFound(
+            f"there is no store at {layout.root}", hint="overlayctl load FILE makes one"
+        ) from None
+    unknown = set(marker.get("incompatible", [])) - set(INCOMPATIBLE)
+    if unknown or marker.get("format", 0) > FORMAT_VERSION:
+        raise HostCannot(
+            f"the store at {layout.root} was made by a later overlayctl"
+            f" ({', '.join(sorted(unknown)) or 'format ' + str(marker.get('format'))})",
+            hint="update overlayctl",
+        )
+    return layout, marker
+
+
+def _make(layout: Layout) -> None:
+    from overlayctl.layer import erofs
+
+    os.makedirs(layout.root, mode=0o700, exist_ok=True)
+    for name in DIRECTORIES:
+        os.makedirs(layout.path(name), mode=0o700, exist_ok=True)
+    staged = layout.path("ingest", secrets.token_hex(8))
+    try:
+        if not os.path.exists(layout.empty):
+            erofs.write_empty(staged)
+            os.rename(staged, layout.empty)
+        marker = {
+            "id": secrets.token_hex(8),
+            "format": FORMAT_VERSION,
+            "compatible": list(COMPATIBLE),
+            "read_only_compatible": list(READ_ONLY_COMPATIBLE),
+            "incompatible": list(INCOMPATIBLE),
+            "created": now(),
+        }
+        write(staged, encode(marker))
+        # Two first commands at once: the one whose link comes second takes the other's marker.
+        os.link(staged, layout.marker)
+    except FileExistsError:
+        pass
+    finally:
+        remove(staged)
+    sync_directory(layout.root)

@@ -1,0 +1,144 @@
+"""Snapshots: a writable state on top of layers. They say how to mount it and never mount.
+
+    prepare(key, layers)   snapshots/<key>/ with an empty upper
+    mounts(key)            -> an Overlay value, for whoever mounts
+    view(layers)           -> the read-only Overlay of the layers alone
+    remove(key)            unmakes it: ``keep`` first
+
+``layers`` are names in the store, bottom to top; the lowerdirs that come out are topmost first.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from overlayctl.errors import Damaged
+from overlayctl.layer import attach
+from overlayctl.layout import Layout
+from overlayctl.mount import Overlay
+from overlayctl.store import layers as stored_layers
+from overlayctl.store import records
+from overlayctl.store.records import fault
+from overlayctl.whiteout import unescape
+
+
+class Snapshot(NamedTuple):
+    """A snapshot's record."""
+
+    key: str
+    owner: str
+    layers: tuple[str, ...]
+
+
+def prepare(layout: Layout, staging: str, key: str, owner: str, layers: Sequence[str]) -> None:
+    """Make the snapshot ``key``; the caller holds the store's lock.
+
+    The upper's root gets the attributes of the merged root, because it will be that root.
+    """
+    staged = os.path.join(staging, key)
+    os.mkdir(staged, 0o700)
+    upper = os.path.join(staged, "upper")
+    os.mkdir(upper)
+    if layers:
+        _dress(layout, upper, layers[-1])
+    records.write(
+        os.path.join(staged, "snapshot.json"),
+        records.encode({"key": key, "owner": owner, "layers": list(layers)}),
+    )
+    records.write(os.path.join(staged, "keep"), b"")
+    records.sync_directory(staged)
+    fault("snapshot:before-rename")
+    os.rename(staged, layout.snapshot(key))
+    records.sync_directory(layout.path("snapshots"))
+    fault("snapshot:after-rename")
+
+
+def _dress(layout: Layout, upper: str, top: str) -> None:
+    with stored_layers.open_index(layout, top) as index:
+        root = index.root
+        for name, value in index.xattrs(root).items():
+            if unescape(name) is not None:
+                os.setxattr(upper, name, value)
+    os.chown(upper, root.uid, root.gid)
+    os.chmod(upper, stat.S_IMODE(root.mode))
+    time = root.mtime * 1_000_000_000 + root.mtime_ns
+    os.utime(upper, ns=(time, time))
+
+
+def get(layout: Layout, key: str) -> Snapshot:
+    """The snapshot's record. Raises NotFound, Damaged."""
+    record = records.read(layout.snapshot(key, "snapshot.json"))
+    try:
+        return Snapshot(key, str(record["owner"]), tuple(map(str, record["layers"])))
+    except (KeyError, TypeError) as error:
+        raise Damaged(f"the record of snapshot {key} is damaged: {error}") from error
+
+
+def listed(layout: Layout) -> list[str]:
+    """The keys of all snapshots that are kept."""
+    return [
+        key
+        for key in records.names(layout.path("snapshots"))
+        if os.path.exists(layout.snapshot(key, "keep"))
+    ]
+
+
+def lowers(layout: Layout, layers: Sequence[str]) -> list[str]:
+    """The layers that take part in a mount, topmost first.
+
+    The kernel refuses the same lower twice, and only the topmost of equal layers is seen.
+    It ignores the opaque mark of a layer's root: such a layer ends the list instead.
+    """
+    found: list[str] = []
+    for name in reversed(layers):
+        if name not in found:
+            found.append(name)
+            with stored_layers.open_index(layout, name) as index:
+                if index.is_opaque(index.root):
+                    break
+    return found
+
+
+def view(layout: Layout, source: str, layers: Sequence[str]) -> Overlay:
+    """The read-only merged view of the layers, which must be attached, with the empty image."""
+    used = lowers(layout, layers)
+    # One lower without an upper is EINVAL; a second that holds nothing changes nothing.
+    if len(used) == 1:
+        used.append(attach.EMPTY)
+    return Overlay(source, tuple(layout.diff(name) for name in used))
+
+
+def mounts(layout: Layout, source: str, key: str, *, volatile: bool, xino: bool) -> Overlay:
+    """The writable overlay of a snapshot, with a new work directory for this mount."""
+    snapshot = get(layout, key)
+    used = lowers(layout, snapshot.layers) or [attach.EMPTY]
+    number = 1 + max(
+        (int(name[5:]) for name in work_directories(layout, key) if name[5:].isdigit()), default=0
+    )
+    work = layout.snapshot(key, f"work.{number}")
+    os.mkdir(work, 0o700)
+    return Overlay(
+        source,
+        tuple(layout.diff(name) for name in used),
+        layout.snapshot(key, "upper"),
+        work,
+        volatile=volatile,
+        xino=xino,
+    )
+
+
+def work_directories(layout: Layout, key: str) -> list[str]:
+    """The names of the snapshot's work directories."""
+    return [name for name in records.names(layout.snapshot(key)) if name.startswith("work.")]
+
+
+def remove(layout: Layout, key: str) -> None:
+    """Unmake a snapshot that is not mounted: ``keep`` first, then the rest in place."""
+    records.remove(layout.snapshot(key, "keep"))
+    fault("snapshot:after-unlink")
+    if os.path.isdir(layout.snapshot(key)):
+        shutil.rmtree(layout.snapshot(key))
