@@ -26,7 +26,7 @@ def check(layout: Layout, *, quick: bool = False) -> list[Finding]:
     users = gc.layer_users(layout)
     found: list[Finding] = []
     for name in records.names(layout.path("layers")):
-        found += _layer(layout, name, tuple(users.get(name, ())), quick=quick)
+        found += layer(layout, name, tuple(users.get(name, ())), quick=quick)
     found += [
         Finding("layer-missing", layout.layer_file(name), f"layer {name[:12]} is gone", tuple(who))
         for name, who in users.items()
@@ -46,7 +46,7 @@ def check(layout: Layout, *, quick: bool = False) -> list[Finding]:
     return found
 
 
-def _layer(layout: Layout, name: str, users: tuple[str, ...], *, quick: bool) -> list[Finding]:
+def layer(layout: Layout, name: str, users: tuple[str, ...], *, quick: bool) -> list[Finding]:
     path = layout.layer_file(name)
     if not os.path.exists(path):
         return [Finding("layer-empty", layout.layer(name), "a layer's directory without its file")]

@@ -1,0 +1,234 @@
+"""The command line: words in, one call of the engine, words out.
+
+Nothing here is imported before the command that needs it: the nouns live in modules of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any, NoReturn
+
+_SHORT = {
+    "load": ("image", "app", "load"),
+    "import": ("image", "app", "import"),
+    "images": ("image", "app", "ls"),
+    "inspect": ("system", "either", "inspect"),
+    "history": ("image", "app", "history"),
+    "tag": ("image", "app", "tag"),
+    "rmi": ("image", "app", "rm"),
+    "create": ("container", "app", "create"),
+    "ps": ("container", "app", "ls"),
+    "rm": ("container", "app", "rm"),
+    "mount": ("system", "either", "mount"),
+    "umount": ("system", "either", "umount"),
+    "mounts": ("system", "either", "mounts"),
+}
+"""Docker's short forms: the module, its application, the command there."""
+
+_NOUNS = ("image", "layer", "container", "system")
+
+_VERSION = "--version"
+
+_LATER = "is not yet available in this version"
+_PROCESSES = "is not here: a container is an image and a writable layer, without a process"
+_UNPACK = 'overlayctl container mount NAME, then work in the directory that it prints'
+
+_WORDS: dict[str, tuple[str, str]] = {
+    "run": (_LATER, 'chroot "$(overlayctl container mount NAME)" COMMAND'),
+    "exec": (_LATER, 'chroot "$(overlayctl container mount NAME)" COMMAND'),
+    "commit": (_LATER, "overlayctl container inspect NAME shows the upper directory to pack"),
+    "diff": (_LATER, "list the UpperDir that overlayctl container inspect NAME shows"),
+    "save": (_LATER, "keep the archive that the image was loaded from"),
+    "export": (_LATER, 'tar -C "$(overlayctl container mount NAME)" -cf FILE .'),
+    "cp": (_LATER, _UNPACK),
+    "rename": (_LATER, "overlayctl container create --name NAME gives a name from the start"),
+    "prune": (_LATER, "overlayctl container rm and image rm remove what they are given"),
+    "df": (_LATER, "overlayctl layer ls and image ls show sizes"),
+    "volume": (_LATER, "mount --bind a directory into the path that container mount prints"),
+    "with": (_LATER, "overlayctl mount NAME, then umount NAME"),
+    "whence": (_LATER, "overlayctl layer files REF:N lists one layer"),
+    "find": (_LATER, "overlayctl layer files REF:N lists one layer"),
+    "whose": (_LATER, "overlayctl mounts --json shows what is mounted where"),
+    "tree": (_LATER, "overlayctl image history IMAGE shows its layers"),
+    "doctor": (_LATER, "overlayctl system info says what this host can do"),
+    "demo": (_LATER, "make demo, in a checkout"),
+    "completion": (_LATER, "overlayctl --help lists the commands"),
+    "pull": (
+        "is not here: overlayctl does not talk to registries",
+        "skopeo copy docker://IMAGE docker-archive:FILE:IMAGE, then overlayctl load FILE",
+    ),
+    "push": (
+        "is not here: overlayctl does not talk to registries",
+        "skopeo copy docker-archive:FILE docker://IMAGE",
+    ),
+    "login": ("is not here: overlayctl does not talk to registries", "skopeo login REGISTRY"),
+    "logout": ("is not here: overlayctl does not talk to registries", "skopeo logout REGISTRY"),
+    "search": ("is not here: overlayctl does not talk to registries", "skopeo list-tags"),
+    "build": (
+        "is not here: overlayctl does not build images",
+        "buildah or docker build, then overlayctl load what docker save or buildah push wrote",
+    ),
+    "network": ("is not here: there are no container networks", "podman or docker have them"),
+    "port": ("is not here: there are no container networks", "podman or docker have them"),
+    "compose": ("is not here", "podman compose or docker compose"),
+    "update": ("is not here: there is no process to limit", "systemd-run, podman or docker"),
+    "info": ("is a system command", "overlayctl system info"),
+    "check": ("is a system command", "overlayctl system check"),
+    "reset": ("is a system command", "overlayctl system reset"),
+    "version": ("is an option", f"overlayctl {_VERSION}"),
+}
+"""What docker has or this will have, and what to use instead."""
+
+for _word in ("start", "stop", "restart", "kill", "pause", "unpause", "logs"):
+    _WORDS[_word] = (_PROCESSES, "overlayctl container mount NAME; podman or docker run processes")
+for _word in ("attach", "top", "stats", "wait", "events"):
+    _WORDS[_word] = (_PROCESSES, "overlayctl container mount NAME; podman or docker run processes")
+_WORDS["buildx"] = _WORDS["builder"] = _WORDS["build"]
+del _word
+
+
+class _Stopped(BaseException):
+    """A signal arrived: it unwinds everything, and nothing but ``main`` may catch it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.status = 128 + number
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the result is its exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if args == [_VERSION]:
+        # A question that scripts ask often, answered before anything is loaded.
+        from overlayctl import __version__
+
+        sys.stdout.write(f"overlayctl {__version__}\n")
+        return 0
+    if args[:1] == ["help"]:
+        args = [*args[1:], "--help"]
+    try:
+        with _signals():
+            status = _reported(args)
+    except _Stopped as stopped:
+        status = stopped.status
+    except KeyboardInterrupt:
+        status = 130
+    return status
+
+
+def unknown(path: str, word: str, available: Sequence[str]) -> NoReturn:
+    """Refuse a word that is no command of ``path``, and name what may have been meant."""
+    from overlayctl import names
+    from overlayctl.errors import Usage
+
+    if word in _WORDS:
+        why, instead = _WORDS[word]
+        raise Usage(f"{word} {why}", hint=f"use instead: {instead}", command=word)
+    hint = names.near(word, available) or f"{path} --help lists the commands"
+    raise Usage(f"{path} has no command {word!r}", hint=hint, command=word)
+
+
+def _reported(args: list[str]) -> int:
+    """The exit status of a call, with what went wrong told on stderr."""
+    from overlayctl.cli import render
+    from overlayctl.errors import OverlayctlError
+
+    render.begin(args)
+    try:
+        status = _call(args)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OverlayctlError as error:
+        status = render.report(error)
+    except BrokenPipeError:
+        # The reader has left: nothing to say, and nobody to say it to.
+        with contextlib.suppress(OSError, ValueError):
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stdout.fileno())
+            os.close(null)
+        status = 141
+    except OSError as error:
+        status = render.report(OverlayctlError(str(error), errno=error.errno))
+    return status
+
+
+def _call(args: list[str]) -> int:
+    """Parse and run. Raises OverlayctlError."""
+    import typer
+
+    from overlayctl.errors import Usage
+
+    command = _root()
+    try:
+        with command.make_context("overlayctl", list(args)) as context:
+            return int(command.invoke(context) or 0)
+    except typer.Exit as done:
+        return done.exit_code
+    except typer.TyperException as error:
+        where: Any = getattr(error, "ctx", None)
+        path = "overlayctl" if where is None else where.command_path
+        raise Usage(error.format_message(), hint=f"{path} --help") from None
+
+
+def _root() -> Any:
+    """The command that holds all others."""
+    import typer
+
+    from overlayctl.cli import render
+
+    class Root(render.Noun):
+        """Finds a command's module only when it is asked for."""
+
+        def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
+            return [*_NOUNS, *_SHORT]
+
+        def get_command(self, ctx: Any, cmd_name: str) -> Any:
+            if cmd_name in _NOUNS:
+                return _loaded(cmd_name, "app")
+            if cmd_name == "unmount":
+                cmd_name = "umount"
+            if cmd_name not in _SHORT:
+                return None
+            module, application, name = _SHORT[cmd_name]
+            return _loaded(module, application).get_command(ctx, name)
+
+    app = render.noun(Root)
+    app.callback(epilog=render.EXITS)(render.overlayctl)
+    return typer.main.get_command(app)
+
+
+def _loaded(module: str, application: str) -> Any:
+    """The commands of one noun."""
+    import importlib
+
+    import typer
+
+    found = importlib.import_module(f"overlayctl.cli.{module}")
+    return typer.main.get_command(getattr(found, application))
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """SIGINT and SIGTERM unwind, so that what is mounted for a moment is unmounted again."""
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        # Once is enough: the next one must not cut the cleaning short.
+        for one in before:
+            signal.signal(one, signal.SIG_IGN)
+        raise _Stopped(number)
+
+    before: dict[int, Any] = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # what nohup and & have set, stays
+                with contextlib.suppress(ValueError):  # not the main thread
+                    before[number] = signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,709 @@
+"""The one object a front end holds. Every command is a method here; none of them prints.
+
+    engine = Engine.open("/var/lib/overlayctl", create=True)
+    engine.load("image.tar", tag=None, platform=None, progress=Silent())
+    path = engine.mount_image("demo:latest")
+
+What a command decides on is read again under the store's lock and committed in the same
+hold (``_deciding``); long work happens before it, in staging.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from overlayctl import names
+from overlayctl.digest import DiffID, chain_ids, hex_of, of_bytes
+from overlayctl.errors import BadInput, Conflict, Holder, InUse, NotFound, OverlayctlError, Usage
+from overlayctl.layout import Layout
+from overlayctl.store import containers, gc, images, layers, locks, records, snapshots, staging
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from overlayctl.runtime.mounts import Merged
+    from overlayctl.store.check import Finding
+    from overlayctl.store.ingest import Ingested, Progress, Wanted
+
+
+class Loaded(NamedTuple):
+    """An image that came in. ``moved`` are tags that stood for another image before."""
+
+    image_id: str
+    references: tuple[str, ...]
+    moved: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    new_layers: int
+    layers: int
+
+
+class Removed(NamedTuple):
+    """What ``remove_image`` took away; ``freed`` in bytes, measured on the deleted files."""
+
+    untagged: tuple[str, ...]
+    image_id: str | None
+    layers: tuple[str, ...]
+    freed: int
+
+
+class Created(NamedTuple):
+    """A new container."""
+
+    id: str
+    name: str
+    merged: str | None
+
+
+class Engine:
+    """A store, open."""
+
+    def __init__(self, layout: Layout, marker: records.Record, lock_timeout: float) -> None:
+        self.layout = layout
+        self.marker = marker
+        self.store_id = str(marker.get("id"))
+        self._timeout = lock_timeout
+
+    @classmethod
+    def open(cls, root: str, *, lock_timeout: float = 30.0, create: bool = False) -> Engine:
+        """The store at ``root``, made if it is missing and ``create`` is set."""
+        layout, marker = records.open_store(root, create=create)
+        return cls(layout, marker, lock_timeout)
+
+    @contextmanager
+    def _deciding(self) -> Iterator[str]:
+        """Hold the store's lock, with what a killed command left finished and a staging place."""
+        with (
+            locks.hold(self.layout.root, exclusive=True, timeout=self._timeout),
+            staging.staging(self.layout) as place,
+        ):
+            gc.finish(self.layout)
+            yield place
+
+    def _attach(self, wanted: Sequence[str]) -> None:
+        from overlayctl.layer import attach
+
+        attach.attach(self.layout, self.store_id, dict.fromkeys(wanted))
+
+    # -- images ----------------------------------------------------------------------
+
+    def load(
+        self, path: str, *, tag: str | None, platform: str | None, progress: Progress
+    ) -> list[Loaded]:
+        """Load every image of an archive, a layout or standard input (``-``).
+
+        Raises BadInput and its kin for what is none; then nothing is left behind.
+        """
+        from overlayctl import formats, oci
+        from overlayctl.layer import compression
+        from overlayctl.layer.archive import open_archive
+        from overlayctl.store.ingest import Wanted
+
+        wanted = oci.parse_platform(platform) if platform else None
+        chosen = names.stored(tag) if tag else None
+        with (
+            staging.staging(self.layout) as place,
+            open_archive(path, lambda: _spool(place)) as archive,
+        ):
+            found = formats.read_images(archive, platform=wanted)
+            if chosen and len(found) > 1:
+                raise Usage(
+                    f"the archive holds {len(found)} images: one --tag cannot name them all",
+                    hint="leave --tag out",
+                )
+            loaded = []
+            for image in found:
+                manifest = image.manifest or oci.new_manifest(image.config, [])
+                references = [*dict.fromkeys((*image.references, *([chosen] if chosen else [])))]
+
+                def sources() -> list[Wanted]:
+                    return [
+                        Wanted(
+                            layer.diff_id,
+                            lambda layer=layer: compression.chunks(  # type: ignore[misc]
+                                layer.source, hashed=layer.blob_digest
+                            ),
+                        )
+                        for layer in image.layers  # noqa: B023 (called before the next image)
+                    ]
+
+                total = sum(layer.source.size for layer in image.layers)
+                progress.start(total, len(image.layers))
+                result = self._store(
+                    place, image.config, manifest, sources(), references, path, progress
+                )
+                loaded.append(result._replace(notes=(*image.notes, *result.notes)))
+            return loaded
+
+    def import_layers(
+        self,
+        paths: Sequence[str],
+        *,
+        reference: str | None,
+        whiteouts: str = "oci",
+        progress: Progress,
+    ) -> Loaded:
+        """Make an image of plain layer tars, given bottom to top."""
+        from overlayctl import oci
+        from overlayctl.formats import plain
+        from overlayctl.layer import compression
+        from overlayctl.store.ingest import Wanted
+
+        if whiteouts != "oci":
+            raise Usage("only --whiteouts=oci is understood so far")
+        chosen = [names.stored(reference)] if reference else []
+        with (
+            staging.staging(self.layout) as place,
+            plain.open_layers(paths, lambda: _spool(place)) as opened,
+        ):
+            progress.start(sum(source.size for source in opened.sources), len(paths))
+            wanted = [
+                Wanted(None, lambda source=source: compression.chunks(source))  # type: ignore[misc]
+                for source in opened.sources
+            ]
+            ingested = self._ingest(place, wanted, progress)
+            config = oci.new_config(
+                ingested.diff_ids, created=records.now(), comment="overlayctl import"
+            )
+            manifest = oci.new_manifest(
+                config,
+                [(DiffID(d), n) for d, n in zip(ingested.diff_ids, ingested.tar_sizes, strict=True)],
+            )
+            return self._commit(place, config, manifest, ingested, chosen, "import")
+
+    def _ingest(self, place: str, wanted: Sequence[Wanted], progress: Progress) -> Ingested:
+        from overlayctl.store.ingest import ingest_layers
+
+        inside = os.path.join(place, secrets.token_hex(4))
+        os.mkdir(inside)
+        return ingest_layers(self.layout, inside, wanted, progress)
+
+    def _store(
+        self, place: str, config: bytes, manifest: bytes, wanted: Sequence[Wanted],
+        references: Sequence[str], origin: str, progress: Progress,
+    ) -> Loaded:  # fmt: skip
+        while True:
+            ingested = self._ingest(place, wanted, progress)
+            try:
+                return self._commit(place, config, manifest, ingested, references, origin)
+            except _LayerWent:
+                # Somebody removed a layer that was there when it was skipped: once more.
+                continue
+
+    def _commit(
+        self, place: str, config: bytes, manifest: bytes, ingested: Ingested,
+        references: Sequence[str], origin: str,
+    ) -> Loaded:  # fmt: skip
+        """The final burst under the lock: layers, then the image, then its tags."""
+        image_hex = hex_of(of_bytes(config))
+        chains = chain_ids(ingested.diff_ids)
+        record = {
+            "id": f"sha256:{image_hex}",
+            "loaded": records.now(),
+            "created": _created(config),
+            "origin": os.path.basename(origin),
+            "layers": [
+                {"name": name, "diff_id": diff_id, "chain_id": chain, "size": size}
+                for name, diff_id, chain, size in zip(
+                    ingested.names, ingested.diff_ids, chains, ingested.sizes, strict=True
+                )
+            ],
+        }
+        with self._deciding() as own:
+            if any(
+                name not in ingested.staged and not layers.exists(self.layout, name)
+                for name in ingested.names
+            ):
+                raise _LayerWent
+            new = [
+                layers.commit(self.layout, staged, name) for name, staged in ingested.staged.items()
+            ]
+            records.sync_directory(self.layout.path("layers"))
+            images.commit(self.layout, own, record, image_hex, config, manifest)
+            moved = []
+            for reference in references:
+                before = images.tag(self.layout, own, reference, image_hex)
+                if before:
+                    moved.append((reference, f"sha256:{before}"))
+            self._attach(ingested.names)
+        return Loaded(
+            f"sha256:{image_hex}",
+            tuple(references),
+            tuple(moved),
+            ingested.notes,
+            sum(new),
+            len(ingested.names),
+        )
+
+    def images(self) -> list[dict[str, Any]]:
+        """One row for each image, newest first."""
+        from overlayctl.inspect import describe
+
+        return describe.image_rows(self.layout)
+
+    def inspect_image(self, name: str) -> dict[str, Any]:
+        """docker's ``image inspect``; every layer is attached first, so each path is there."""
+        from overlayctl.inspect import describe
+
+        image = self._visible(name)
+        return describe.image(self.layout, image)
+
+    def history(self, name: str) -> list[dict[str, Any]]:
+        """The image's history, newest first, with real layers."""
+        from overlayctl.inspect import describe
+
+        return describe.history(self.layout, self._visible(name))
+
+    def _visible(self, name: str) -> images.Image:
+        """The image, its layers attached where this process may mount."""
+        image, _ = images.resolve(self.layout, name)
+        with locks.hold(self.layout.root, exclusive=True, timeout=self._timeout):
+            self._attach(image.layers)
+        return image
+
+    def image_exists(self, name: str) -> bool:
+        """Whether there is such an image."""
+        try:
+            images.resolve(self.layout, name)
+        except NotFound:
+            return False
+        return True
+
+    def tag(self, source: str, target: str) -> str | None:
+        """Let ``target`` stand for the image ``source``; the id it stood for before."""
+        reference = names.stored(target)
+        with self._deciding() as own:
+            image, _ = images.resolve(self.layout, source)
+            before = images.tag(self.layout, own, reference, image.hex)
+        return f"sha256:{before}" if before else None
+
+    def remove_image(self, name: str, *, force: bool, dry_run: bool) -> Removed:
+        """Untie a tag; with the last one go the image and the layers that nobody else uses.
+
+        Raises InUse naming each container that needs it and each place it is mounted.
+        """
+        with self._deciding():
+            image, reference = images.resolve(self.layout, name)
+            tied = sorted(r for r, h in images.tags(self.layout).items() if h == image.hex)
+            if reference and len(tied) > 1:
+                if not dry_run:
+                    images.untag(self.layout, reference)
+                return Removed((reference,), None, (), 0)
+            if len(tied) > 1 and not force:
+                raise Conflict(
+                    f"image {names.short(image.hex)} has {len(tied)} tags: "
+                    + ", ".join(map(names.familiar, tied)),
+                    hint="overlayctl rmi TAG unties one, overlayctl rmi -f removes all",
+                )
+            self._refuse_used(image, tied, force=force)
+            holders = self._containers_of(image)
+            if dry_run:
+                return Removed(tuple(tied), None if holders else image.id, (), 0)
+            for tag in tied:
+                images.untag(self.layout, tag)
+            if holders:
+                # As docker's -f does: the name goes, what the container needs stays.
+                return Removed(tuple(tied), None, (), 0)
+            images.remove(self.layout, image.hex)
+            users = gc.layer_users(self.layout)
+            gone = [n for n in dict.fromkeys(image.layers[::-1]) if n not in users]
+            by_name = dict(zip(image.layers, image.diff_ids, strict=True))
+            freed = sum(layers.remove(self.layout, n) for n in gone)
+            return Removed(tuple(tied), image.id, tuple(by_name[n] for n in gone), freed)
+
+    def _containers_of(self, image: images.Image) -> list[Holder]:
+        return [
+            Holder("container", found.name, f"overlayctl rm {found.name}")
+            for found in containers.readable(self.layout)
+            if found.image == image.hex
+        ]
+
+    def _refuse_used(self, image: images.Image, tied: Sequence[str], *, force: bool) -> None:
+        from overlayctl.runtime import mounts
+
+        holders = [
+            Holder("mount", view.target, f"overlayctl umount {view.target}")
+            for view in mounts.mounted(self.store_id, everywhere=True)
+            if view.kind == "image" and view.id == image.hex
+        ]
+        if not force:
+            holders = self._containers_of(image) + holders
+        if holders:
+            shown = names.familiar(tied[0]) if tied else names.short(image.hex)
+            raise InUse(f"image {shown} ({names.short(image.hex)})", holders)
+
+    # -- mounts ----------------------------------------------------------------------
+
+    def mount_image(
+        self, name: str, directory: str | None = None, *, suid: bool = False, dev: bool = False
+    ) -> str:
+        """Mount the image's read-only view; the path."""
+        from overlayctl.runtime import mounts
+
+        with locks.hold(self.layout.root, exclusive=True, timeout=self._timeout):
+            image, _ = images.resolve(self.layout, name)
+            return mounts.mount_image(
+                self.layout, self.store_id, image.hex, image.layers,
+                os.path.realpath(directory) if directory else None, suid=suid, dev=dev,
+            )  # fmt: skip
+
+    def unmount_image(self, name: str, *, lazy: bool = False) -> str:
+        """Unmount an image's views, or the one at a directory; the image id."""
+        from overlayctl.runtime import mounts
+
+        with locks.hold(self.layout.root, exclusive=True, timeout=self._timeout):
+            views = [v for v in mounts.mounted(self.store_id) if v.kind == "image"]
+            there = [v for v in views if v.target == os.path.realpath(name)]
+            if not there:
+                image, _ = images.resolve(self.layout, name)
+                there = [v for v in views if v.id == image.hex]
+            if not there:
+                raise NotFound(f"{name} is not mounted", hint="overlayctl mounts lists what is")
+            for view in there[::-1]:
+                mounts.unmount(self.layout, view, lazy=lazy)
+            return f"sha256:{there[0].id}"
+
+    def mounts(self) -> list[dict[str, Any]]:
+        """Every merged view of this store that is mounted in this namespace."""
+        from overlayctl.runtime import mounts
+
+        known = {found.id: found.name for found in containers.readable(self.layout)}
+        tags = {h: names.familiar(r) for r, h in images.tags(self.layout).items()}
+        return [
+            {
+                "Kind": view.kind,
+                "Id": view.id,
+                "Name": known.get(view.id) or tags.get(view.id, ""),
+                "MountPoint": view.target,
+                "LowerDir": ":".join(view.lowers),
+                "UpperDir": view.upper or None,
+                "WorkDir": view.work or None,
+                "Options": view.options,
+            }
+            for view in mounts.mounted(self.store_id)
+        ]
+
+    # -- layers ----------------------------------------------------------------------
+
+    def layers(self) -> list[dict[str, Any]]:
+        """One row for each stored layer."""
+        from overlayctl.layer import attach
+
+        users = gc.layer_users(self.layout)
+        attached = set(attach.attached(self.layout))
+        rows = []
+        for name in layers.listed(self.layout):
+            found = layers.stat(self.layout, name)
+            rows.append(
+                {
+                    "Name": name,
+                    "DiffID": found.header.diff_id,
+                    "Size": found.header.size,
+                    "DiskUsage": found.disk,
+                    "Images": sum(user.startswith("image ") for user in users.get(name, [])),
+                    "Attached": name in attached,
+                    "DiffPath": self.layout.diff(name) if name in attached else None,
+                }
+            )
+        return rows
+
+    def layer_name(self, spec: str) -> str:
+        """The layer of ``REF:N`` (1 is the bottom) or of an id's start."""
+        reference, _, number = spec.rpartition(":")
+        if reference and number.isdigit():
+            try:
+                image, _ = images.resolve(self.layout, reference)
+            except NotFound:
+                pass
+            else:
+                if not 1 <= int(number) <= len(image.layers):
+                    raise NotFound(
+                        f"{reference} has layers 1 to {len(image.layers)}, bottom to top"
+                    )
+                return image.layers[int(number) - 1]
+        known = layers.listed(self.layout)
+        prefix = spec.removeprefix("sha256:")
+        if prefix in known:
+            return prefix
+        hexes = {name[:64] for name in known}
+        found = names.match(prefix, hexes)
+        same = [name for name in known if name.startswith(found)]
+        if len(same) > 1:
+            from overlayctl.errors import Ambiguous
+
+            raise Ambiguous(spec, same)
+        return same[0]
+
+    def inspect_layer(self, spec: str) -> dict[str, Any]:
+        """Everything about one layer, attached."""
+        from overlayctl.inspect import describe
+
+        self.layer_path(spec)
+        return describe.layer(self.layout, self.layer_name(spec))
+
+    def layer_path(self, spec: str) -> str:
+        """The layer's diff path, attached."""
+        name = self.layer_name(spec)
+        with locks.hold(self.layout.root, exclusive=True, timeout=self._timeout):
+            self._attach([name])
+        return self.layout.diff(name)
+
+    def layer_files(self, spec: str) -> Iterator[dict[str, Any]]:
+        """Each entry of a layer, read from its index."""
+        from overlayctl.inspect import describe
+
+        with layers.open_index(self.layout, self.layer_name(spec)) as index:
+            yield from describe.files(index)
+
+    def layer_cat(self, spec: str, path: bytes) -> Iterator[bytes]:
+        """The bytes of one file of a layer. Raises NotFound, BadInput for no file."""
+        import stat
+
+        with layers.open_index(self.layout, self.layer_name(spec)) as index:
+            node = index.lookup(b"/".join(p for p in path.split(b"/") if p not in (b"", b".")))
+            if node is None:
+                raise NotFound(
+                    f"layer {spec} has no {os.fsdecode(path)}", hint="overlayctl layer files lists"
+                )
+            if not stat.S_ISREG(node.mode):
+                raise BadInput(f"{os.fsdecode(path)} is no regular file in layer {spec}")
+            for offset in range(0, node.size, 1 << 20):
+                yield index.read(node, offset, min(1 << 20, node.size - offset))
+
+    def layer_verify(self, spec: str | None) -> list[dict[str, Any]]:
+        """What is wrong with one layer, or with any."""
+        from overlayctl.store import check
+
+        wanted = [self.layer_name(spec)] if spec else records.names(self.layout.path("layers"))
+        users = gc.layer_users(self.layout)
+        return _rows(
+            finding
+            for name in wanted
+            for finding in check.layer(self.layout, name, tuple(users.get(name, ())), quick=False)
+        )
+
+    def detach(self, spec: str | None) -> list[str]:
+        """Take one diff path away, or all that this namespace has; their names."""
+        from overlayctl.layer import attach
+
+        with locks.hold(self.layout.root, exclusive=True, timeout=self._timeout):
+            wanted = [self.layer_name(spec)] if spec else attach.attached(self.layout)
+            return [name for name in wanted if attach.detach(self.layout, name)]
+
+    # -- containers ------------------------------------------------------------------
+
+    def create(
+        self, image: str, *, name: str | None, command: Sequence[str], labels: dict[str, str],
+        mount: bool,
+    ) -> Created:  # fmt: skip
+        """A container: an image and a writable layer of its own. No process is needed."""
+        if name is not None:
+            names.container_name(name)
+        identifier = secrets.token_hex(32)
+        with self._deciding() as own:
+            found, reference = images.resolve(self.layout, image)
+            config = images.config(self.layout, found).get("config") or {}
+            container = containers.Container(
+                identifier,
+                name or identifier[:12],
+                found.hex,
+                reference or found.id,
+                tuple(command) or tuple(config.get("Cmd") or ()),
+                labels,
+                records.now(),
+            )
+            snapshots.prepare(self.layout, own, identifier, "container", found.layers)
+            try:
+                containers.commit(self.layout, own, container)
+            except Conflict:
+                snapshots.remove(self.layout, identifier)
+                raise
+        merged = self.mount_container(identifier, volatile=False, xino=False) if mount else None
+        return Created(identifier, container.name, merged)
+
+    def containers(self, *, everything: bool) -> list[dict[str, Any]]:
+        """One row for each container that is mounted, or for all."""
+        from overlayctl.inspect import describe
+
+        return describe.container_rows(self.layout, self._views(), everything=everything)
+
+    def _views(self) -> dict[str, Merged]:
+        from overlayctl.runtime import mounts
+
+        return {v.id: v for v in mounts.mounted(self.store_id) if v.kind == "container"}
+
+    def inspect_container(self, name: str) -> dict[str, Any]:
+        """docker's ``container inspect``, the layers attached."""
+        from overlayctl.inspect import describe
+
+        found = containers.resolve(self.layout, name)
+        with locks.hold(self.layout.root, exclusive=True, timeout=self._timeout):
+            self._attach(snapshots.get(self.layout, found.id).layers)
+        return describe.container(self.layout, found, self._views())
+
+    def inspect(self, name: str) -> dict[str, Any]:
+        """The container of that name, else the image."""
+        if self.container_exists(name):
+            return self.inspect_container(name)
+        try:
+            return self.inspect_image(name)
+        except NotFound as error:
+            raise NotFound(f"there is no container and no image {name!r}", hint=error.hint) from None
+
+    def container_exists(self, name: str) -> bool:
+        """Whether there is such a container."""
+        try:
+            containers.resolve(self.layout, name)
+        except NotFound:
+            return False
+        return True
+
+    def mount_container(self, name: str, *, volatile: bool, xino: bool) -> str:
+        """Mount a container's merged view; the path."""
+        from overlayctl.runtime import mounts
+
+        found = containers.resolve(self.layout, name)
+        return mounts.mount_container(
+            self.layout, self.store_id, found.id,
+            volatile=volatile, xino=xino, timeout=self._timeout,
+        )  # fmt: skip
+
+    def unmount_container(self, name: str, *, lazy: bool) -> str:
+        """Unmount a container; its id."""
+        from overlayctl.runtime import mounts
+
+        found = containers.resolve(self.layout, name)
+        with locks.hold(self.layout.snapshot(found.id), exclusive=True, timeout=self._timeout):
+            view = self._views().get(found.id)
+            if view is None:
+                raise NotFound(f"container {name} is not mounted", hint="overlayctl mounts")
+            mounts.unmount(self.layout, view, lazy=lazy)
+        return found.id
+
+    def remove_container(self, name: str, *, force: bool, dry_run: bool) -> str:
+        """Remove a container and what was written in it; its id.
+
+        Raises InUse while it is mounted; ``force`` unmounts it first.
+        """
+        from overlayctl.runtime import mounts
+
+        found = containers.resolve(self.layout, name)
+        with (
+            locks.hold(self.layout.snapshot(found.id), exclusive=True, timeout=self._timeout),
+            self._deciding(),
+        ):
+            views = [
+                v
+                for v in mounts.mounted(self.store_id, everywhere=True)
+                if v.kind == "container" and v.id == found.id
+            ]
+            own = [v for v in views if v.pid == os.getpid()]
+            if views and (not force or len(own) < len(views)):
+                raise InUse(
+                    f"container {found.name}",
+                    [
+                        Holder("mount", v.target, f"overlayctl umount {found.name}")
+                        for v in views
+                    ],
+                )
+            if dry_run:
+                return found.id
+            for view in own:
+                mounts.unmount(self.layout, view, lazy=False)
+            snapshots.remove(self.layout, found.id)
+            containers.remove(self.layout, found)
+        return found.id
+
+    # -- the store -------------------------------------------------------------------
+
+    def check(self, *, quick: bool = False) -> list[dict[str, Any]]:
+        """What is wrong with the store; a fault counts that is still there under the lock."""
+        from overlayctl.store import check
+
+        first = check.check(self.layout, quick=quick)
+        if not first:
+            return []
+        with locks.hold(self.layout.root, exclusive=False, timeout=self._timeout):
+            again = set(check.check(self.layout, quick=quick))
+        return _rows(finding for finding in first if finding in again)
+
+    def info(self) -> dict[str, Any]:
+        """What this store is and what this host can."""
+        from overlayctl.kernel import probe
+
+        free = os.statvfs(self.layout.root)
+        return {
+            "Root": self.layout.root,
+            "StoreId": self.store_id,
+            "Format": self.marker.get("format"),
+            "Kernel": os.uname().release,
+            "Images": len(images.listed(self.layout)),
+            "Layers": len(layers.listed(self.layout)),
+            "Containers": len(containers.listed(self.layout)),
+            "FreeBytes": free.f_bavail * free.f_frsize,
+            "FreeInodes": free.f_favail,
+            "Attach": probe.attach_ways(self.layout.empty),
+        }
+
+    def reset(self, *, dry_run: bool) -> dict[str, Any]:
+        """Remove everything: unmount, detach, delete. Raises InUse for what is busy."""
+        from overlayctl.kernel import mounter, mounttable
+        from overlayctl.layer import attach
+        from overlayctl.runtime import mounts
+
+        plan = {
+            "Root": self.layout.root,
+            "Images": len(images.listed(self.layout)),
+            "Containers": [found.name for found in containers.readable(self.layout)],
+            "Layers": len(layers.listed(self.layout)),
+        }
+        if dry_run:
+            return plan
+        with locks.hold(self.layout.root, exclusive=True, timeout=self._timeout):
+            others = [
+                Holder("mount", f"{v.target} (seen by process {v.pid})", f"kill {v.pid}")
+                for v in mounts.mounted(self.store_id, everywhere=True)
+                if v.pid != os.getpid()
+            ]
+            if others:
+                raise InUse(f"the store {self.layout.root}", others)
+            for view in mounts.mounted(self.store_id)[::-1]:
+                mounts.unmount(self.layout, view, lazy=False)
+            for name in attach.attached(self.layout):
+                attach.detach(self.layout, name)
+            if mounttable.at(self.layout.attached):
+                mounter.unmount(self.layout.attached)
+            records.remove(self.layout.marker)
+            for name in records.names(self.layout.root):
+                path = self.layout.path(name)
+                if os.path.isdir(path) and not os.path.islink(path):
+                    shutil.rmtree(path)
+                else:
+                    os.unlink(path)
+        return plan
+
+
+class _LayerWent(OverlayctlError):
+    """A layer that was there when the load looked is gone when it commits."""
+
+
+def _spool(place: str) -> int:
+    """An unlinked file in staging for input that cannot be read twice."""
+    return os.open(place, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+
+
+def _created(config: bytes) -> str:
+    import json
+
+    value = json.loads(config)
+    return str(value.get("created") or "") if isinstance(value, dict) else ""
+
+
+def _rows(findings: Iterator[Finding]) -> list[dict[str, Any]]:
+    return [
+        {"Tag": f.tag, "Path": f.path, "Message": f.message, "Users": list(f.users)}
+        for f in findings
+    ]

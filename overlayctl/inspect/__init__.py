@@ -1,0 +1,1 @@
+"""What people ask about images, layers and containers, as plain values."""

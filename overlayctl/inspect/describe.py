@@ -1,0 +1,270 @@
+"""Images, layers and containers in docker's words, for ``inspect``, ``ls`` and ``history``."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from overlayctl import names
+from overlayctl.digest import chain_ids
+from overlayctl.layer import attach
+from overlayctl.layer.index import Index, Node
+from overlayctl.layout import Layout
+from overlayctl.oci import created_by
+from overlayctl.runtime.mounts import Merged
+from overlayctl.store import containers, gc, images, layers, snapshots
+from overlayctl.whiteout import ORIGIN_XATTR, unescape
+
+_TYPES = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFCHR: "char",
+    stat.S_IFBLK: "block",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+}
+
+
+def image_rows(layout: Layout) -> list[dict[str, Any]]:
+    """One row for each image, newest first."""
+    by_image: dict[str, list[str]] = {}
+    for reference, image_hex in images.tags(layout).items():
+        by_image.setdefault(image_hex, []).append(names.familiar(reference))
+    users: dict[str, int] = {}
+    for container in containers.readable(layout):
+        users[container.image] = users.get(container.image, 0) + 1
+    rows = []
+    for image in images.readable(layout):
+        recorded = image.record["layers"]
+        rows.append(
+            {
+                "Id": image.id,
+                "RepoTags": sorted(by_image.get(image.hex, [])),
+                "Created": str(image.record.get("created") or image.created),
+                "Size": sum(int(layer["size"]) for layer in recorded),
+                "DiskUsage": sum(_disk(layout, name) for name in dict.fromkeys(image.layers)),
+                "Layers": len(image.layers),
+                "Containers": users.get(image.hex, 0),
+            }
+        )
+    return sorted(rows, key=lambda row: (str(row["Created"]), str(row["Id"])), reverse=True)
+
+
+def _disk(layout: Layout, name: str) -> int:
+    try:
+        return os.stat(layout.layer_file(name)).st_blocks * 512
+    except FileNotFoundError:
+        return 0
+
+
+def image(layout: Layout, found: images.Image) -> dict[str, Any]:
+    """docker's ``image inspect``, with the paths of every layer bottom to top."""
+    config = images.config(layout, found)
+    users = gc.layer_users(layout)
+    attached = set(attach.attached(layout))
+    history = created_by(config, len(found.layers))
+    rows = []
+    for number, (name, diff_id, chain_id) in enumerate(
+        zip(found.layers, found.diff_ids, chain_ids(found.diff_ids), strict=True)
+    ):
+        others = [user for user in users.get(name, []) if user != f"image {found.hex}"]
+        rows.append(
+            {
+                "DiffID": diff_id,
+                "ChainID": chain_id,
+                "DiffPath": layout.diff(name) if name in attached else None,
+                "Attached": name in attached,
+                "File": layout.layer_file(name),
+                "Size": int(found.record["layers"][number]["size"]),
+                "DiskUsage": _disk(layout, name),
+                "CreatedBy": history[number],
+                "SharedWith": others,
+            }
+        )
+    # A path that is not attached is not there: null, never a place where nothing lies.
+    lowers = [layout.diff(name) for name in snapshots.lowers(layout, found.layers)]
+    visible = all(row["Attached"] for row in rows)
+    return {
+        "Id": found.id,
+        "RepoTags": sorted(
+            names.familiar(ref) for ref, hex_ in images.tags(layout).items() if hex_ == found.hex
+        ),
+        "RepoDigests": [],
+        "Created": config.get("created") or found.created,
+        "Author": config.get("author", ""),
+        "Architecture": config.get("architecture", ""),
+        "Variant": config.get("variant", ""),
+        "Os": config.get("os", ""),
+        "Config": config.get("config") or {},
+        "Size": sum(row["Size"] for row in rows),
+        "DiskUsage": sum(_disk(layout, name) for name in dict.fromkeys(found.layers)),
+        "GraphDriver": {
+            "Name": "overlayctl",
+            "Data": {
+                "LowerDir": ":".join(lowers) if visible else None,
+                "UpperDir": None,
+                "WorkDir": None,
+                "MergedDir": None,
+            },
+        },
+        "RootFS": {"Type": "layers", "Layers": list(found.diff_ids)},
+        "Layers": rows,
+        "Metadata": {"LoadedAt": found.created, "Origin": found.record.get("origin", "")},
+    }
+
+
+def history(layout: Layout, found: images.Image) -> list[dict[str, Any]]:
+    """The history, newest first, each row that made a layer with that layer's real id."""
+    config = images.config(layout, found)
+    recorded = config.get("history")
+    rows = [row for row in recorded if isinstance(row, dict)] if isinstance(recorded, list) else []
+    if sum(not row.get("empty_layer") for row in rows) != len(found.layers):
+        rows = [{"created_by": line} for line in created_by(config, len(found.layers))]
+    attached = set(attach.attached(layout))
+    number = 0
+    listed = []
+    for row in rows:
+        entry: dict[str, Any] = {
+            "Created": row.get("created", ""),
+            "CreatedBy": row.get("created_by", ""),
+            "Comment": row.get("comment", ""),
+            "EmptyLayer": bool(row.get("empty_layer")),
+            "Size": 0,
+            "Id": None,
+            "DiffID": None,
+            "DiffPath": None,
+        }
+        if not row.get("empty_layer"):
+            name = found.layers[number]
+            entry |= {
+                "Id": name[:12],
+                "DiffID": found.diff_ids[number],
+                "DiffPath": layout.diff(name) if name in attached else None,
+                "Size": int(found.record["layers"][number]["size"]),
+            }
+            number += 1
+        listed.append(entry)
+    return listed[::-1]
+
+
+def container(
+    layout: Layout, found: containers.Container, mounted: Mapping[str, Merged]
+) -> dict[str, Any]:
+    """docker's ``container inspect``, as far as storage is concerned."""
+    snapshot = snapshots.get(layout, found.id)
+    view = mounted.get(found.id)
+    attached = set(attach.attached(layout))
+    lowers = snapshots.lowers(layout, snapshot.layers)
+    return {
+        "Id": found.id,
+        "Name": "/" + found.name,
+        "Created": found.created,
+        "Image": f"sha256:{found.image}",
+        "Config": {
+            "Image": found.reference,
+            "Cmd": list(found.command) or None,
+            "Labels": found.labels,
+        },
+        "State": {"Mounted": view is not None},
+        "GraphDriver": {
+            "Name": "overlayctl",
+            "Data": {
+                "LowerDir": ":".join(layout.diff(name) for name in lowers)
+                if attached.issuperset(lowers)
+                else None,
+                "UpperDir": layout.snapshot(found.id, "upper"),
+                "WorkDir": view.work if view else None,
+                "MergedDir": view.target if view else None,
+            },
+        },
+        "Mounts": [],
+    }
+
+
+def container_rows(
+    layout: Layout, mounted: Mapping[str, Merged], *, everything: bool
+) -> list[dict[str, Any]]:
+    """One row for each container, newest first: the mounted ones, or all."""
+    rows = [
+        {
+            "Id": found.id,
+            "Names": found.name,
+            "Image": names.familiar(found.reference) or names.short(found.image),
+            "ImageID": f"sha256:{found.image}",
+            "Command": " ".join(found.command),
+            "Created": found.created,
+            "Status": "mounted" if found.id in mounted else "not mounted",
+            "Mounted": found.id in mounted,
+            "MergedDir": mounted[found.id].target if found.id in mounted else None,
+            "Labels": found.labels,
+        }
+        for found in containers.readable(layout)
+        if everything or found.id in mounted
+    ]
+    return sorted(rows, key=lambda row: (str(row["Created"]), str(row["Id"])), reverse=True)
+
+
+def layer(layout: Layout, name: str) -> dict[str, Any]:
+    """One layer: what its header says, who uses it, where it is seen."""
+    found = layers.stat(layout, name)
+    with layers.open_index(layout, name) as index:
+        facts = index.facts()
+    is_attached = name in attach.attached(layout)
+    return {
+        "Name": name,
+        "DiffID": found.header.diff_id,
+        "File": layout.layer_file(name),
+        "DiffPath": layout.diff(name) if is_attached else None,
+        "Attached": is_attached,
+        "Size": found.header.size,
+        "DiskUsage": found.disk,
+        "TarSize": found.header.tar_size,
+        "Entries": found.header.entries,
+        "IndexSHA256": found.header.index_sha256,
+        "InheritedFacts": facts.decode(errors="replace"),
+        "Users": gc.layer_users(layout).get(name, []),
+    }
+
+
+def files(index: Index) -> Iterator[dict[str, Any]]:
+    """Each entry of a layer in tree order, the root (an empty path) first."""
+    for path, node in index.walk():
+        yield {
+            "Path": path,
+            "Type": "whiteout" if index.is_whiteout(node) else _TYPES[stat.S_IFMT(node.mode)],
+            "Mode": f"{stat.S_IMODE(node.mode):04o}",
+            "Uid": node.uid,
+            "Gid": node.gid,
+            "Size": node.size if not stat.S_ISDIR(node.mode) else 0,
+            "Mtime": time_text(node),
+            "Target": index.target(node) if stat.S_ISLNK(node.mode) else None,
+            "Device": _device(node),
+            "Xattrs": sorted(
+                name.decode(errors="backslashreplace")
+                for name in index.xattrs(node)
+                if unescape(name) is not None and name != ORIGIN_XATTR
+            ),
+            "Whiteout": index.is_whiteout(node),
+            "Opaque": index.is_opaque(node),
+        }
+
+
+def _device(node: Node) -> str | None:
+    if stat.S_IFMT(node.mode) not in (stat.S_IFCHR, stat.S_IFBLK):
+        return None
+    major = node.rdev >> 8 & 0xFFF
+    minor = node.rdev & 0xFF | node.rdev >> 12 & 0xFFF00
+    return f"{major}:{minor}"
+
+
+def time_text(node: Node) -> str:
+    """A node's time, RFC 3339 UTC with nanoseconds; beyond the calendar, seconds as ``@N``."""
+    try:
+        when = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=node.mtime)
+    except OverflowError:
+        return f"@{node.mtime}.{node.mtime_ns:09}"
+    return f"{when:%Y-%m-%dT%H:%M:%S}.{node.mtime_ns:09}Z"

@@ -1,0 +1,1 @@
+"""Mounting what the store describes, and taking it down again."""

@@ -1,0 +1,142 @@
+"""Merged views: mounted under the locks, found again in the mount table, taken down.
+
+The source of every overlay names its owner: ``overlayctl:<store id>:<kind>:<id>``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from overlayctl.errors import Conflict, NotFound, OverlayctlError
+from overlayctl.kernel import libc, mounter, mounttable
+from overlayctl.kernel.mounttable import MountInfo
+from overlayctl.layer import attach
+from overlayctl.layout import Layout
+from overlayctl.store import locks, snapshots
+
+
+class Merged(NamedTuple):
+    """A merged view that is mounted: ``kind`` is image or container. Lowers are topmost first."""
+
+    kind: str
+    id: str
+    target: str
+    lowers: tuple[str, ...]
+    upper: str
+    work: str
+    options: str
+    pid: int
+
+
+def source(store_id: str, kind: str, identifier: str) -> str:
+    """What the mount table calls an overlay of ours."""
+    return f"overlayctl:{store_id}:{kind}:{identifier}"
+
+
+def mounted(store_id: str, *, everywhere: bool = False) -> list[Merged]:
+    """The merged views of this store: of this mount namespace, or of all that can be read."""
+    prefix = f"overlayctl:{store_id}:"
+    if everywhere:
+        table = list(mounttable.everywhere())
+    else:
+        table = [(os.getpid(), mount) for mount in mounttable.read()]
+    return [
+        _merged(pid, mount)
+        for pid, mount in table
+        if mount.fs_type == "overlay" and mount.source.startswith(prefix)
+    ]
+
+
+def _merged(pid: int, mount: MountInfo) -> Merged:
+    kind, _, identifier = mount.source.split(":", 2)[2].partition(":")
+    return Merged(
+        kind,
+        identifier,
+        mount.mount_point,
+        tuple(mount.option("lowerdir+")),
+        "".join(mount.option("upperdir")),
+        "".join(mount.option("workdir")),
+        mount.options,
+        pid,
+    )
+
+
+def mount_image(
+    layout: Layout, store_id: str, image: str, layers: Sequence[str], directory: str | None,
+    *, suid: bool = False, dev: bool = False,
+) -> str:  # fmt: skip
+    """Mount the read-only view of an image; the path. The caller holds the store's lock.
+
+    Without ``directory`` it is the store's own mountpoint, mounted once. Outside the store,
+    which only root can enter, an image's setuid files would be everyone's: so
+    ``nosuid,nodev`` there unless asked otherwise.
+    """
+    used = snapshots.lowers(layout, layers)
+    attach.attach(layout, store_id, [*used, attach.EMPTY])
+    overlay = snapshots.view(layout, source(store_id, "image", image), layers)
+    if directory is not None:
+        if not os.path.isdir(directory):
+            raise NotFound(f"{directory} is no directory", hint=f"mkdir -p {directory}")
+        attributes = 0 if suid else libc.MOUNT_ATTR_NOSUID
+        attributes |= 0 if dev else libc.MOUNT_ATTR_NODEV
+        mounter.mount(overlay, directory, attributes=attributes)
+        return directory
+    target = layout.merged(image)
+    os.makedirs(target, exist_ok=True)
+    if not attach.is_mounted(target):
+        try:
+            mounter.mount(overlay, target)
+        except OverlayctlError:
+            os.rmdir(target)
+            raise
+    return target
+
+
+def mount_container(
+    layout: Layout, store_id: str, key: str, *, volatile: bool, xino: bool, timeout: float
+) -> str:
+    """Mount a container's writable view; the path, also if it is mounted here already.
+
+    Raises Conflict if another mount namespace has it, KernelRefused for less than was asked.
+    """
+    with (
+        locks.hold(layout.snapshot(key), exclusive=True, timeout=timeout),
+        locks.hold(layout.root, exclusive=True, timeout=timeout),
+    ):
+        target = layout.merged(key)
+        for view in mounted(store_id, everywhere=True):
+            if view.kind == "container" and view.id == key:
+                if view.pid == os.getpid():
+                    return view.target
+                raise Conflict(
+                    f"container {key[:12]} is mounted in another mount namespace, "
+                    f"that of process {view.pid}",
+                    hint=f"nsenter -m -t {view.pid} overlayctl umount {key[:12]}",
+                )
+        used = snapshots.lowers(layout, snapshots.get(layout, key).layers)
+        attach.attach(layout, store_id, used or [attach.EMPTY])
+        overlay = snapshots.mounts(
+            layout, source(store_id, "container", key), key, volatile=volatile, xino=xino
+        )
+        os.makedirs(target, exist_ok=True)
+        try:
+            mounter.mount(overlay, target)
+        except OverlayctlError:
+            os.rmdir(target)
+            shutil.rmtree(overlay.workdir, ignore_errors=True)
+            raise
+        # Only now is it sure that nobody else works in the older ones.
+        for name in snapshots.work_directories(layout, key):
+            if layout.snapshot(key, name) != overlay.workdir:
+                shutil.rmtree(layout.snapshot(key, name), ignore_errors=True)
+        return target
+
+
+def unmount(layout: Layout, view: Merged, *, lazy: bool) -> None:
+    """Take a merged view down. Raises InUse naming the processes that are in it."""
+    mounter.unmount(view.target, lazy=lazy)
+    if view.target == layout.merged(view.id):
+        os.rmdir(view.target)

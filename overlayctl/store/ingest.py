@@ -1,0 +1,203 @@
+"""Layers of one image into staging: in parallel where they stand alone, in order where not.
+
+Receiving (decompress, hash, write) and reading the headers happen on all cores at once. A
+layer is sealed once those below it are, because it may inherit from them; syncing goes on
+in the background meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import NamedTuple, Protocol
+
+from overlayctl.digest import DiffID, hex_of
+from overlayctl.layer import ingest
+from overlayctl.layer.index import Index
+from overlayctl.layer.ingest import Described, Received
+from overlayctl.layer.stack import Stack
+from overlayctl.layout import Layout
+from overlayctl.store import layers, records
+
+
+class Progress(Protocol):
+    """Told how far a load is; only a front end shows it."""
+
+    def start(self, total: int | None, layers: int) -> None:
+        """A number of layers begins, of ``total`` bytes as they come in if that is known."""
+
+    def advance(self, count: int) -> None:
+        """So many bytes of tar more are stored."""
+
+    def layer_done(self, number: int) -> None:
+        """Layer ``number`` (from 1) is complete."""
+
+
+class Wanted(NamedTuple):
+    """A layer to store: its tar, and the diff_id that was promised, if one was."""
+
+    diff_id: DiffID | None
+    chunks: Callable[[], Iterable[bytes | memoryview]]
+
+
+class Ingested(NamedTuple):
+    """Names and diff_ids bottom to top; the new layers as staged directories; remarks."""
+
+    names: tuple[str, ...]
+    diff_ids: tuple[DiffID, ...]
+    sizes: tuple[int, ...]
+    tar_sizes: tuple[int, ...]
+    staged: dict[str, str]
+    notes: tuple[str, ...]
+
+
+class _Arrived(NamedTuple):
+    """A tar in a layer file, staged or stored, whose headers were read."""
+
+    fd: int
+    received: Received
+    described: Described
+    directory: str
+
+
+def ingest_layers(
+    layout: Layout, staging: str, wanted: Sequence[Wanted], progress: Progress
+) -> Ingested:
+    """Bring the layers (bottom to top) into the store's staging.
+
+    Raises BadTar, BadArchive, DigestMismatch, LimitExceeded; what was staged goes with
+    ``staging``. New layers are synced when this returns.
+    """
+    with ExitStack() as owned, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        owned.callback(pool.shutdown, wait=True, cancel_futures=True)
+        arrivals: dict[DiffID | int, Future[_Arrived]] = {}
+        for number, layer in enumerate(wanted):
+            key = layer.diff_id or number
+            if key not in arrivals and _standing_alone(layout, layer.diff_id) is None:
+                directory = os.path.join(staging, f"layer-{number}")
+                arrivals[key] = pool.submit(_arrive, layout, layer, directory, progress, owned)
+        return _seal_in_order(layout, staging, wanted, arrivals, pool, owned, progress)
+
+
+def _standing_alone(layout: Layout, diff_id: DiffID | None) -> str | None:
+    """The stored layer of that diff_id if nothing below could change it."""
+    if diff_id is None or not layers.exists(layout, hex_of(diff_id)):
+        return None
+    with layers.open_index(layout, hex_of(diff_id)) as index:
+        return hex_of(diff_id) if not index.header.wants else None
+
+
+def _arrive(
+    layout: Layout, layer: Wanted, directory: str, progress: Progress, owned: ExitStack
+) -> _Arrived:
+    for name in layers.listed(layout) if layer.diff_id else ():
+        if name.startswith(hex_of(layer.diff_id or "")):
+            fd = os.open(layout.layer_file(name), os.O_RDONLY | os.O_CLOEXEC)
+            owned.callback(os.close, fd)
+            with Index.open(fd) as index:
+                received = Received(index.header.diff_id, index.header.tar_size)
+            return _Arrived(fd, received, ingest.describe(fd, received), "")
+    fd = _new_file(directory, owned)
+    received = ingest.receive(
+        fd, layer.chunks(), expected=layer.diff_id, progress=progress.advance
+    )
+    return _Arrived(fd, received, ingest.describe(fd, received), directory)
+
+
+def _new_file(directory: str, owned: ExitStack) -> int:
+    os.mkdir(directory, 0o700)
+    path = os.path.join(directory, "layer.erofs")
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+    owned.callback(os.close, fd)
+    return fd
+
+
+def _seal_in_order(
+    layout: Layout,
+    staging: str,
+    wanted: Sequence[Wanted],
+    arrivals: dict[DiffID | int, Future[_Arrived]],
+    pool: ThreadPoolExecutor,
+    owned: ExitStack,
+    progress: Progress,
+) -> Ingested:
+    below: list[Index] = []
+    names: list[str] = []
+    diff_ids: list[DiffID] = []
+    staged: dict[str, str] = {}
+    syncing: list[Future[None]] = []
+    used: set[int] = set()
+    notes: dict[str, int] = {}
+    masking = _Masking()
+    for number, layer in enumerate(wanted):
+        name = None
+        arrival = arrivals.get(layer.diff_id or number)
+        if arrival is None:
+            assert layer.diff_id is not None
+            name = hex_of(layer.diff_id)
+            diff_id = layer.diff_id
+        else:
+            arrived = arrival.result()
+            diff_id = arrived.received.diff_id
+            stack = Stack(below[::-1])
+            name = ingest.name_on(diff_id, arrived.described.wants, stack)
+            if name not in staged and not layers.exists(layout, name):
+                if not arrived.directory or arrived.fd in used:
+                    arrived = _copied(arrived, os.path.join(staging, f"again-{number}"), owned)
+                used.add(arrived.fd)
+                ingest.seal(arrived.fd, arrived.received, arrived.described, stack)
+                staged[name] = arrived.directory
+                syncing.append(pool.submit(_sync, arrived.fd, arrived.directory))
+                for kind, paths in arrived.described.tree.notes.items():
+                    notes[kind] = notes.get(kind, 0) + len(paths)
+                masking.add(arrived.described)
+        path = staged.get(name)
+        file = os.path.join(path, "layer.erofs") if path else layout.layer_file(name)
+        below.append(owned.enter_context(Index.open(file)))
+        names.append(name)
+        diff_ids.append(diff_id)
+        progress.layer_done(number + 1)
+    for future in syncing:
+        future.result()
+    return Ingested(
+        tuple(names),
+        tuple(diff_ids),
+        tuple(index.header.size for index in below),
+        tuple(index.header.tar_size for index in below),
+        staged,
+        (
+            *(f"{count} x {kind}" for kind, count in sorted(notes.items())),
+            *masking.notes,
+        ),
+    )
+
+
+def _copied(arrived: _Arrived, directory: str, owned: ExitStack) -> _Arrived:
+    """The same tar in a file of its own: it inherits differently here."""
+    fd = _new_file(directory, owned)
+    ingest.copy_tar(arrived.fd, fd, arrived.received.size)
+    return _Arrived(fd, arrived.received, ingest.describe(fd, arrived.received), directory)
+
+
+def _sync(fd: int, directory: str) -> None:
+    os.fdatasync(fd)
+    records.sync_directory(directory)
+
+
+class _Masking:
+    """Symlinks of lower layers that a directory of a higher one hides (merged /usr, mostly)."""
+
+    def __init__(self) -> None:
+        self._symlinks: set[bytes] = set()
+        self.notes: list[str] = []
+
+    def add(self, described: Described) -> None:
+        masked = self._symlinks.intersection(described.tree.directories())
+        self.notes += [
+            f"the symlink {path.decode(errors='backslashreplace')} of a lower layer is masked "
+            "by a directory"
+            for path in sorted(masked)[:5]
+        ]
+        self._symlinks.update(described.tree.symlinks())
