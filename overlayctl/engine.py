@@ -15,18 +15,20 @@ import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 from overlayctl import names
-from overlayctl.digest import DiffID, chain_ids, hex_of, of_bytes
-from overlayctl.errors import BadInput, Conflict, Holder, InUse, NotFound, OverlayctlError, Usage
-from overlayctl.layout import Layout
+from overlayctl.digest import chain_ids, hex_of, of_bytes
+from overlayctl.errors import BadInput, Conflict, Holder, InUse, NotFound, Usage
 from overlayctl.store import containers, gc, images, layers, locks, records, snapshots, staging
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from overlayctl.runtime.mounts import Merged
+    from overlayctl.layout import Layout
+    from overlayctl.mount import Merged
     from overlayctl.store.check import Finding
+    from overlayctl.store.images import Image
     from overlayctl.store.ingest import Ingested, Progress, Wanted
 
 
@@ -102,13 +104,13 @@ class Engine:
         from overlayctl.layer.archive import open_archive
         from overlayctl.store.ingest import Wanted
 
-        wanted = oci.parse_platform(platform) if platform else None
+        host = oci.parse_platform(platform) if platform else None
         chosen = names.stored(tag) if tag else None
         with (
             staging.staging(self.layout) as place,
             open_archive(path, lambda: _spool(place)) as archive,
         ):
-            found = formats.read_images(archive, platform=wanted)
+            found = formats.read_images(archive, platform=host)
             if chosen and len(found) > 1:
                 raise Usage(
                     f"the archive holds {len(found)} images: one --tag cannot name them all",
@@ -116,24 +118,17 @@ class Engine:
                 )
             loaded = []
             for image in found:
-                manifest = image.manifest or oci.new_manifest(image.config, [])
                 references = [*dict.fromkeys((*image.references, *([chosen] if chosen else [])))]
-
-                def sources() -> list[Wanted]:
-                    return [
-                        Wanted(
-                            layer.diff_id,
-                            lambda layer=layer: compression.chunks(  # type: ignore[misc]
-                                layer.source, hashed=layer.blob_digest
-                            ),
-                        )
-                        for layer in image.layers  # noqa: B023 (called before the next image)
-                    ]
-
-                total = sum(layer.source.size for layer in image.layers)
-                progress.start(total, len(image.layers))
+                progress.start(sum(layer.source.size for layer in image.layers), len(image.layers))
+                wanted = [
+                    Wanted(
+                        layer.diff_id,
+                        partial(compression.chunks, layer.source, hashed=layer.blob_digest),
+                    )
+                    for layer in image.layers
+                ]
                 result = self._store(
-                    place, image.config, manifest, sources(), references, path, progress
+                    place, image.config, image.manifest, wanted, references, path, progress
                 )
                 loaded.append(result._replace(notes=(*image.notes, *result.notes)))
             return loaded
@@ -154,25 +149,20 @@ class Engine:
 
         if whiteouts != "oci":
             raise Usage("only --whiteouts=oci is understood so far")
-        chosen = [names.stored(reference)] if reference else []
+        references = [names.stored(reference)] if reference else []
         with (
             staging.staging(self.layout) as place,
             plain.open_layers(paths, lambda: _spool(place)) as opened,
         ):
             progress.start(sum(source.size for source in opened.sources), len(paths))
             wanted = [
-                Wanted(None, lambda source=source: compression.chunks(source))  # type: ignore[misc]
-                for source in opened.sources
+                Wanted(None, partial(compression.chunks, source)) for source in opened.sources
             ]
             ingested = self._ingest(place, wanted, progress)
             config = oci.new_config(
                 ingested.diff_ids, created=records.now(), comment="overlayctl import"
             )
-            manifest = oci.new_manifest(
-                config,
-                [(DiffID(d), n) for d, n in zip(ingested.diff_ids, ingested.tar_sizes, strict=True)],
-            )
-            return self._commit(place, config, manifest, ingested, chosen, "import")
+            return self._commit(config, None, ingested, references, "import")
 
     def _ingest(self, place: str, wanted: Sequence[Wanted], progress: Progress) -> Ingested:
         from overlayctl.store.ingest import ingest_layers
@@ -182,22 +172,37 @@ class Engine:
         return ingest_layers(self.layout, inside, wanted, progress)
 
     def _store(
-        self, place: str, config: bytes, manifest: bytes, wanted: Sequence[Wanted],
-        references: Sequence[str], origin: str, progress: Progress,
-    ) -> Loaded:  # fmt: skip
+        self,
+        place: str,
+        config: bytes,
+        manifest: bytes | None,
+        wanted: Sequence[Wanted],
+        references: Sequence[str],
+        origin: str,
+        progress: Progress,
+    ) -> Loaded:
         while True:
             ingested = self._ingest(place, wanted, progress)
             try:
-                return self._commit(place, config, manifest, ingested, references, origin)
-            except _LayerWent:
+                return self._commit(config, manifest, ingested, references, origin)
+            except _LayerWentError:
                 # Somebody removed a layer that was there when it was skipped: once more.
                 continue
 
     def _commit(
-        self, place: str, config: bytes, manifest: bytes, ingested: Ingested,
-        references: Sequence[str], origin: str,
-    ) -> Loaded:  # fmt: skip
+        self,
+        config: bytes,
+        manifest: bytes | None,
+        ingested: Ingested,
+        references: Sequence[str],
+        origin: str,
+    ) -> Loaded:
         """The final burst under the lock: layers, then the image, then its tags."""
+        from overlayctl import oci
+
+        if manifest is None:
+            sizes = zip(ingested.diff_ids, ingested.tar_sizes, strict=True)
+            manifest = oci.new_manifest(config, list(sizes))
         image_hex = hex_of(of_bytes(config))
         chains = chain_ids(ingested.diff_ids)
         record = {
@@ -217,7 +222,7 @@ class Engine:
                 name not in ingested.staged and not layers.exists(self.layout, name)
                 for name in ingested.names
             ):
-                raise _LayerWent
+                raise _LayerWentError
             new = [
                 layers.commit(self.layout, staged, name) for name, staged in ingested.staged.items()
             ]
@@ -245,7 +250,7 @@ class Engine:
         return describe.image_rows(self.layout)
 
     def inspect_image(self, name: str) -> dict[str, Any]:
-        """docker's ``image inspect``; every layer is attached first, so each path is there."""
+        """The ``image inspect`` of docker; every layer is attached first, so each path is there."""
         from overlayctl.inspect import describe
 
         image = self._visible(name)
@@ -257,7 +262,7 @@ class Engine:
 
         return describe.history(self.layout, self._visible(name))
 
-    def _visible(self, name: str) -> images.Image:
+    def _visible(self, name: str) -> Image:
         """The image, its layers attached where this process may mount."""
         image, _ = images.resolve(self.layout, name)
         with locks.hold(self.layout.root, exclusive=True, timeout=self._timeout):
@@ -314,14 +319,14 @@ class Engine:
             freed = sum(layers.remove(self.layout, n) for n in gone)
             return Removed(tuple(tied), image.id, tuple(by_name[n] for n in gone), freed)
 
-    def _containers_of(self, image: images.Image) -> list[Holder]:
+    def _containers_of(self, image: Image) -> list[Holder]:
         return [
             Holder("container", found.name, f"overlayctl rm {found.name}")
             for found in containers.readable(self.layout)
             if found.image == image.hex
         ]
 
-    def _refuse_used(self, image: images.Image, tied: Sequence[str], *, force: bool) -> None:
+    def _refuse_used(self, image: Image, tied: Sequence[str], *, force: bool) -> None:
         from overlayctl.runtime import mounts
 
         holders = [
@@ -536,7 +541,7 @@ class Engine:
         return {v.id: v for v in mounts.mounted(self.store_id) if v.kind == "container"}
 
     def inspect_container(self, name: str) -> dict[str, Any]:
-        """docker's ``container inspect``, the layers attached."""
+        """The ``container inspect`` of docker, the layers attached."""
         from overlayctl.inspect import describe
 
         found = containers.resolve(self.layout, name)
@@ -551,7 +556,9 @@ class Engine:
         try:
             return self.inspect_image(name)
         except NotFound as error:
-            raise NotFound(f"there is no container and no image {name!r}", hint=error.hint) from None
+            raise NotFound(
+                f"there is no container and no image {name!r}", hint=error.hint
+            ) from None
 
     def container_exists(self, name: str) -> bool:
         """Whether there is such a container."""
@@ -604,10 +611,7 @@ class Engine:
             if views and (not force or len(own) < len(views)):
                 raise InUse(
                     f"container {found.name}",
-                    [
-                        Holder("mount", v.target, f"overlayctl umount {found.name}")
-                        for v in views
-                    ],
+                    [Holder("mount", v.target, f"overlayctl umount {found.name}") for v in views],
                 )
             if dry_run:
                 return found.id
@@ -686,7 +690,7 @@ class Engine:
         return plan
 
 
-class _LayerWent(OverlayctlError):
+class _LayerWentError(Exception):
     """A layer that was there when the load looked is gone when it commits."""
 
 

@@ -2,8 +2,8 @@
 
     OverlayctlError         error               1   failed
     |- BadInput             bad-input           1   what was given is not what it should be
-    |  |- BadTar            bad-tar             1   a layer tar that cannot be trusted
-    |  |- BadArchive        bad-archive         1   not an image, or an image that contradicts itself
+    |  |- BadTar            bad-tar             1   a layer tar not to be trusted
+    |  |- BadArchive        bad-archive         1   no image, or one that contradicts itself
     |  |- DigestMismatch    digest-mismatch     1   the bytes are not the promised ones
     |  `- LimitExceeded     limit-exceeded      1   larger than a stated limit
     |- Usage                usage               2   the call's words are off

@@ -3,7 +3,7 @@
     <root>/                              0700, a repository of plain files: ls and cat suffice
       overlayctl.json                    store id, format version, features
       layers/<diff_id hex>[-<facts>]/    layer.erofs: the tar that is a filesystem
-      images/<image id hex>/             image.json (layers bottom to top), config.json, manifest.json
+      images/<image id hex>/             image.json (its layers), config.json, manifest.json
       tags/<encoded reference>           two lines: the image id, the reference
       snapshots/<key>/                   snapshot.json, keep, upper/, work.<k>/
       containers/<id>.json               image, configuration, snapshot key

@@ -1,4 +1,4 @@
-"""Mounts as values. Whoever knows what to mount returns these; only ``kernel.mounter`` acts on them."""
+"""Mounts as values: whoever knows what to mount returns these, only ``kernel.mounter`` acts."""
 
 from __future__ import annotations
 
@@ -38,3 +38,16 @@ class Tmpfs(NamedTuple):
 
 
 Mount = Erofs | Overlay | Tmpfs
+
+
+class Merged(NamedTuple):
+    """A merged view that is mounted: ``kind`` is image or container. Lowers are topmost first."""
+
+    kind: str
+    id: str
+    target: str
+    lowers: tuple[str, ...]
+    upper: str
+    work: str
+    options: str
+    pid: int

@@ -13,7 +13,9 @@ from collections.abc import Iterable
 from overlayctl.errors import Ambiguous, NotFound, Usage
 
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_HOST = r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*"
+_HOST = (
+    r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*"
+)
 _DOMAIN = re.compile(rf"(?:{_HOST}|\[[0-9a-fA-F:]+\])(?::[0-9]+)?")
 _PATH = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
@@ -90,7 +92,7 @@ def container_name(text: str) -> str:
     if not _CONTAINER.fullmatch(text) or len(text) > _NAME_MAX:
         raise Usage(
             f"{text!r} is no valid container name",
-            hint="letters, digits, '_', '.' and '-', at least two, beginning with a letter or digit",
+            hint="two or more letters, digits, '_', '.', '-', the first a letter or digit",
         )
     return text
 

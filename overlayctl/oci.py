@@ -45,7 +45,7 @@ def host_platform() -> Platform:
 def parse_platform(text: str) -> Platform:
     """``linux/arm64/v8`` as a platform. Raises Usage."""
     parts = text.split("/")
-    if not 2 <= len(parts) <= 3 or not all(parts):  # noqa: PLR2004 (os, architecture, variant)
+    if not 2 <= len(parts) <= 3 or not all(parts):
         raise Usage(f"{text!r} is no platform", hint="for example --platform linux/arm64")
     return Platform(*parts)
 

@@ -10,8 +10,10 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from types import FrameType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from types import FrameType
 
 _SHORT = {
     "load": ("image", "app", "load"),
@@ -36,7 +38,7 @@ _VERSION = "--version"
 
 _LATER = "is not yet available in this version"
 _PROCESSES = "is not here: a container is an image and a writable layer, without a process"
-_UNPACK = 'overlayctl container mount NAME, then work in the directory that it prints'
+_UNPACK = "overlayctl container mount NAME, then work in the directory that it prints"
 
 _WORDS: dict[str, tuple[str, str]] = {
     "run": (_LATER, 'chroot "$(overlayctl container mount NAME)" COMMAND'),
@@ -181,10 +183,10 @@ def _root() -> Any:
 
     from overlayctl.cli import render
 
-    class Root(render.Noun):
+    class Root(render.Top):
         """Finds a command's module only when it is asked for."""
 
-        def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        def list_commands(self, ctx: Any) -> list[str]:
             return [*_NOUNS, *_SHORT]
 
         def get_command(self, ctx: Any, cmd_name: str) -> Any:
@@ -198,7 +200,7 @@ def _root() -> Any:
             return _loaded(module, application).get_command(ctx, name)
 
     app = render.noun(Root)
-    app.callback(epilog=render.EXITS)(render.overlayctl)
+    app.callback(epilog=render.EXITS)(render.front)
     return typer.main.get_command(app)
 
 

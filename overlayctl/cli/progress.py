@@ -74,7 +74,7 @@ class Bar:
             self._read += count
             self._draw(force=False)
 
-    def layer_done(self, number: int) -> None:  # noqa: ARG002
+    def layer_done(self, number: int) -> None:
         """One layer is finished; they need not finish in order, so they are counted."""
         with self._lock:
             self._done += 1

@@ -169,5 +169,5 @@ def stored_reference(text: str) -> tuple[str | None, str]:
     """``text`` in stored form and a note; None with the reason if it is no reference."""
     try:
         return names.stored(text), ""
-    except BadInput as error:
+    except Usage as error:
         return None, f"the name {text!r} is left out: {error}"

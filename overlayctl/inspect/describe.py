@@ -6,17 +6,19 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from overlayctl import names
 from overlayctl.digest import chain_ids
 from overlayctl.layer import attach
-from overlayctl.layer.index import Index, Node
-from overlayctl.layout import Layout
 from overlayctl.oci import created_by
-from overlayctl.runtime.mounts import Merged
 from overlayctl.store import containers, gc, images, layers, snapshots
 from overlayctl.whiteout import ORIGIN_XATTR, unescape
+
+if TYPE_CHECKING:
+    from overlayctl.layer.index import Index, Node
+    from overlayctl.layout import Layout
+    from overlayctl.mount import Merged
 
 _TYPES = {
     stat.S_IFREG: "file",
@@ -62,7 +64,7 @@ def _disk(layout: Layout, name: str) -> int:
 
 
 def image(layout: Layout, found: images.Image) -> dict[str, Any]:
-    """docker's ``image inspect``, with the paths of every layer bottom to top."""
+    """The ``image inspect`` of docker, with the paths of every layer bottom to top."""
     config = images.config(layout, found)
     users = gc.layer_users(layout)
     attached = set(attach.attached(layout))
@@ -154,7 +156,7 @@ def history(layout: Layout, found: images.Image) -> list[dict[str, Any]]:
 def container(
     layout: Layout, found: containers.Container, mounted: Mapping[str, Merged]
 ) -> dict[str, Any]:
-    """docker's ``container inspect``, as far as storage is concerned."""
+    """The ``container inspect`` of docker, as far as storage is concerned."""
     snapshot = snapshots.get(layout, found.id)
     view = mounted.get(found.id)
     attached = set(attach.attached(layout))

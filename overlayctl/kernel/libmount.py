@@ -1,4 +1,4 @@
-"""util-linux's libmount: the loop device under a layer file, and the mount table as mount(8) reads it.
+"""The libmount of util-linux: loop devices, and the mount table as mount(8) reads it.
 
 Bound with ctypes because neither Debian nor PyPI has util-linux's own Python module.
 Sources: libmount's reference manual ("Mount context", "Table of filesystems"), loop(4).
@@ -22,9 +22,7 @@ def _library() -> ctypes.CDLL:
     try:
         library = ctypes.CDLL("libmount.so.1", use_errno=True)
     except OSError as error:
-        raise HostCannot(
-            "libmount.so.1 is not installed", hint="apt install libmount1"
-        ) from error
+        raise HostCannot("libmount.so.1 is not installed", hint="apt install libmount1") from error
     pointer = ctypes.c_void_p
     for name, result, arguments in (
         ("mnt_new_context", pointer, ()),

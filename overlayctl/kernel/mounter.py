@@ -11,19 +11,16 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import assert_never
+from typing import Self, assert_never
 
-from overlayctl.errors import Damaged, HostCannot, Holder, InUse, KernelRefused
+from overlayctl.errors import Damaged, Holder, HostCannot, InUse, KernelRefused
 from overlayctl.kernel import libc
 from overlayctl.mount import Erofs, Mount, Overlay, Tmpfs
 
 MAX_LOWERS = 500
 _STRING_MAX = 255
 _READ_ONLY_DATA = (
-    libc.MOUNT_ATTR_RDONLY
-    | libc.MOUNT_ATTR_NOSUID
-    | libc.MOUNT_ATTR_NODEV
-    | libc.MOUNT_ATTR_NOEXEC
+    libc.MOUNT_ATTR_RDONLY | libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV | libc.MOUNT_ATTR_NOEXEC
 )
 # Distributions change the defaults of these; a layer's meaning must not depend on them.
 _OVERLAY_OPTIONS = (("index", "off"), ("metacopy", "off"), ("redirect_dir", "nofollow"))
@@ -180,7 +177,7 @@ def _explained(
 
 def _context_log(context: int) -> list[str]:
     """What the kernel wrote into the filesystem context, without its level marks."""
-    lines = []
+    lines: list[str] = []
     while True:
         try:
             line = os.read(context, 4096)
@@ -200,7 +197,7 @@ class KernelLog:
     def __init__(self) -> None:
         self._fd = -1
 
-    def __enter__(self) -> KernelLog:
+    def __enter__(self) -> Self:
         try:
             self._fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             os.lseek(self._fd, 0, os.SEEK_END)
@@ -240,7 +237,9 @@ def unmount(target: str, *, lazy: bool = False) -> None:
         if error.errno != errno.EBUSY:
             raise KernelRefused("umount", target, error.errno or errno.EIO) from error
         holders = users(target) or [
-            Holder("a process or mount", "that cannot be seen from here", "overlayctl umount --lazy")
+            Holder(
+                "a process or mount", "that cannot be seen from here", "overlayctl umount --lazy"
+            )
         ]
         raise InUse(target, holders) from error
 

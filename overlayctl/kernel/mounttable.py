@@ -68,7 +68,7 @@ def everywhere() -> Iterator[tuple[int, MountInfo]]:
 def _parse(line: bytes) -> MountInfo:
     left, _, right = line.partition(b" - ")
     mount_id, parent_id, device, root, point, options = left.split(b" ")[:6]
-    fs_type, source, super_options = (right.split(b" ") + [b"", b""])[:3]
+    fs_type, source, super_options = [*right.split(b" "), b"", b""][:3]
     return MountInfo(
         int(mount_id),
         int(parent_id),

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from overlayctl.errors import Damaged, KernelRefused, OverlayctlError
 from overlayctl.kernel import libc, mounter, mounttable
-from overlayctl.layout import Layout
 from overlayctl.mount import Erofs, Tmpfs
+
+if TYPE_CHECKING:
+    from overlayctl.layout import Layout
 
 MODES = ("auto", "buffered", "directio", "loop")
 EMPTY = "empty"

@@ -71,9 +71,7 @@ def storable(name: bytes) -> bool:
     return _split(name) is not None
 
 
-def write(  # noqa: PLR0917 (one caller, and each is what the one before is about)
-    fd: int, tree: Tree, tar_size: int, diff_id: DiffID, facts: bytes, wants: int
-) -> Header:
+def write(fd: int, tree: Tree, tar_size: int, diff_id: DiffID, facts: bytes, wants: int) -> Header:
     """Complete the layer file ``fd``, which holds the tar at 4096, and return its header.
 
     What lay behind the tar is replaced. Nothing is synced. Raises LimitExceeded for
@@ -241,11 +239,11 @@ class _Layout:
     def _list_directories(self) -> None:
         tree, nids, blocks = self._tree, self._nids, self._blocks
         first = (self.start + len(self._inodes)) // BLOCK
-        for node, names in self._listings.items():
+        for node, listed in self._listings.items():
             kids = dict(tree.children.get(node) or {})
             kids[b"."] = node
             kids[b".."] = tree.parent[node]
-            names = sorted([b".", b"..", *names])  # noqa: PLW2901 (nearly sorted: one pass)
+            names = sorted([b".", b"..", *listed])
             nodes = [kids[name] for name in names]
             start = first + len(blocks) // BLOCK
             size = _pack_directory(

@@ -10,16 +10,18 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from overlayctl.digest import DiffID
 from overlayctl.errors import BadTar, DigestMismatch, LimitExceeded
 from overlayctl.kernel import libc
 from overlayctl.layer import erofs
-from overlayctl.layer.index import Header
 from overlayctl.layer.stack import Stack, answers, facts, suffix
 from overlayctl.layer.tar import Limits, TarReader
 from overlayctl.layer.tree import Tree, Wants
+
+if TYPE_CHECKING:
+    from overlayctl.layer.index import Header
 
 TAR_START = 4096
 _WRITEBACK = 8 << 20

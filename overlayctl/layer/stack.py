@@ -12,11 +12,13 @@ import hashlib
 import json
 import stat
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from overlayctl.layer.index import Index, Node
 from overlayctl.layer.tree import Inherited, Wants
 from overlayctl.whiteout import unescape
+
+if TYPE_CHECKING:
+    from overlayctl.layer.index import Index, Node
 
 _CHUNK = 1 << 20
 NO_FACTS = b""
@@ -45,13 +47,14 @@ class Stack:
         """
         names = path.split(b"/") if path else []
         for position, index in enumerate(self._indexes):
-            node: Node | None = index.root
+            at = index.root
+            node: Node | None = at
             covered = index.is_opaque(index.root)
             for depth, name in enumerate(names):
-                assert node is not None
-                node = index.child(node, name)
+                node = index.child(at, name)
                 if node is None:
                     break
+                at = node
                 last = depth == len(names) - 1
                 if index.is_whiteout(node) or not (last or stat.S_ISDIR(node.mode)):
                     return None

@@ -1,4 +1,4 @@
-"""The tar header parser: blocks in, members out, with the meaning Go's archive/tar gives them.
+r"""The tar header parser: blocks in, members out, with the meaning Go's archive/tar gives them.
 
 Every engine reads layers with that package, so it defines what a layer says: POSIX
 pax(1) "ustar Interchange Format" and "pax Extended Header", GNU tar's manual
@@ -7,7 +7,7 @@ pax(1) "ustar Interchange Format" and "pax Extended Header", GNU tar's manual
 What becomes of a typeflag:
 
     0 7     a file (7, contiguous, is read as a file)
-    \\0      a file; a directory if its name ends in ``/`` (pre-POSIX archives)
+    \0      a file; a directory if its name ends in ``/`` (pre-POSIX archives)
     1       hard link           2  symbolic link
     3 4 6   character device, block device, fifo
     5       directory
@@ -367,12 +367,10 @@ def _check_sum(block: bytes, field: bytes, at: int) -> None:
     stated = _number(field, at)
     if stated != unsigned:
         # Some old writers summed signed chars.
-        signed = unsigned - 256 * sum(
-            byte > 127 for byte in block[:148] + block[156:]  # noqa: PLR2004
-        )
+        signed = unsigned - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
         if stated != signed:
             raise BadTar(
-                f"not a tar header at byte {at}: its checksum is {stated}, its bytes give {unsigned}",
+                f"not a tar header at byte {at}: it says checksum {stated}, it has {unsigned}",
                 hint="the file is damaged or no tar archive",
                 offset=at,
             )
@@ -411,7 +409,7 @@ def _gnu_times(prefix: bytes) -> bool:
 
 def _decimal(text: bytes, at: int) -> int:
     digits = text[1:] if text[:1] in (b"-", b"+") else text
-    if not digits.isdigit() or len(digits) > 19:  # noqa: PLR2004 (digits of a 64-bit number)
+    if not digits.isdigit() or len(digits) > 19:
         raise BadTar(f"not a number in the extended header at byte {at}: {text[:40]!r}", offset=at)
     value = int(text)
     if value not in _SECONDS:
@@ -420,7 +418,7 @@ def _decimal(text: bytes, at: int) -> int:
 
 
 def _pax_records(body: bytes, at: int) -> dict[str, bytes]:
-    """The records ``length key=value\\n`` of a pax header; sparse 0.0 pairs become one map."""
+    r"""The records ``length key=value\n`` of a pax header; sparse 0.0 pairs become one map."""
     records: dict[str, bytes] = {}
     pairs: list[bytes] = []
     where = 0

@@ -15,10 +15,9 @@ from __future__ import annotations
 import stat
 from array import array
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from overlayctl.errors import BadTar, LimitExceeded
-from overlayctl.layer.tar import Extent, Member, Xattrs
 from overlayctl.whiteout import (
     AUFS_PREFIX,
     OPAQUE_MARKER,
@@ -27,6 +26,9 @@ from overlayctl.whiteout import (
     PREFIX,
     escape,
 )
+
+if TYPE_CHECKING:
+    from overlayctl.layer.tar import Extent, Member, Xattrs
 
 NAME_MAX = 255
 PATH_MAX = 4096
@@ -226,9 +228,7 @@ class Tree:
         if name in (b"", b".", b".."):
             raise BadTar(f"entry {_show(member.name)} only pretends to be a whiteout")
         self._check_owner(member)
-        node = self._node(
-            stat.S_IFCHR, member.uid, member.gid, member.mtime, member.mtime_ns
-        )
+        node = self._node(stat.S_IFCHR, member.uid, member.gid, member.mtime, member.mtime_ns)
         self._whiteouts.setdefault(parent, {})[name] = node
 
     def _link(self, parent: int, base: bytes, member: Member) -> None:
@@ -244,7 +244,9 @@ class Tree:
             target = self._node(stat.S_IFREG, 0, 0, 0, 0)
             self._lower_links[path] = target
         if stat.S_ISDIR(self.mode[target]):
-            raise BadTar(f"entry {_show(member.name)} is a hard link to the directory {_show(link)}")
+            raise BadTar(
+                f"entry {_show(member.name)} is a hard link to the directory {_show(link)}"
+            )
         siblings = self.children[parent]
         if siblings.get(base) != target:
             self._forget(siblings.get(base))
@@ -381,7 +383,7 @@ class Tree:
                 self._note("user xattr that cannot be copied up", member.name)
         if sum(len(name) + 1 for name in kept) > XATTR_NAMES_MAX:
             raise LimitExceeded(f"entry {_show(member.name)} has more than 64 KiB of xattr names")
-        if sum(len(name) + len(value) for name, value in kept.items()) > 4040:  # noqa: PLR2004
+        if sum(len(name) + len(value) for name, value in kept.items()) > 4040:
             self._note("xattrs too large to be copied up on ext4", member.name)
         if kept:
             self.xattrs[node] = kept

@@ -8,27 +8,17 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING
 
 from overlayctl.errors import Conflict, NotFound, OverlayctlError
 from overlayctl.kernel import libc, mounter, mounttable
-from overlayctl.kernel.mounttable import MountInfo
 from overlayctl.layer import attach
-from overlayctl.layout import Layout
+from overlayctl.mount import Merged
 from overlayctl.store import locks, snapshots
 
-
-class Merged(NamedTuple):
-    """A merged view that is mounted: ``kind`` is image or container. Lowers are topmost first."""
-
-    kind: str
-    id: str
-    target: str
-    lowers: tuple[str, ...]
-    upper: str
-    work: str
-    options: str
-    pid: int
+if TYPE_CHECKING:
+    from overlayctl.kernel.mounttable import MountInfo
+    from overlayctl.layout import Layout
 
 
 def source(store_id: str, kind: str, identifier: str) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from overlayctl.digest import of_bytes
 from overlayctl.errors import OverlayctlError
 from overlayctl.layer import index
-from overlayctl.layout import Layout
 from overlayctl.store import containers, gc, images, layers, records, snapshots
+
+if TYPE_CHECKING:
+    from overlayctl.layout import Layout
 
 
 class Finding(NamedTuple):
@@ -47,6 +49,7 @@ def check(layout: Layout, *, quick: bool = False) -> list[Finding]:
 
 
 def layer(layout: Layout, name: str, users: tuple[str, ...], *, quick: bool) -> list[Finding]:
+    """What is wrong with one layer: which part of its file, and whom it harms."""
     path = layout.layer_file(name)
     if not os.path.exists(path):
         return [Finding("layer-empty", layout.layer(name), "a layer's directory without its file")]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from overlayctl import names
 from overlayctl.errors import Conflict, NotFound, OverlayctlError
-from overlayctl.layout import Layout
 from overlayctl.store import records
 from overlayctl.store.records import Record, fault
+
+if TYPE_CHECKING:
+    from overlayctl.layout import Layout
 
 
 class Container(NamedTuple):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+from typing import TYPE_CHECKING
 
 from overlayctl.errors import OverlayctlError
-from overlayctl.layout import Layout
 from overlayctl.store import images, layers, records, snapshots, staging
+
+if TYPE_CHECKING:
+    from overlayctl.layout import Layout
 
 
 def layer_users(layout: Layout) -> dict[str, list[str]]:

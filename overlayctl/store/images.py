@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overlayctl import names
 from overlayctl.digest import DiffID, hex_of
 from overlayctl.errors import Damaged, NotFound, OverlayctlError, Usage
-from overlayctl.layout import Layout
 from overlayctl.store import records
 from overlayctl.store.records import Record, fault
+
+if TYPE_CHECKING:
+    from overlayctl.layout import Layout
 
 
 class Image(NamedTuple):
@@ -119,7 +121,7 @@ def read_tag(path: str) -> tuple[str, str] | None:
             lines = file.read().splitlines()
     except (FileNotFoundError, IsADirectoryError):
         return None
-    if len(lines) < 2 or not names.is_id(lines[0]):  # noqa: PLR2004 (id, reference)
+    if len(lines) < 2 or not names.is_id(lines[0]):
         return None
     return hex_of(lines[0]), lines[1]
 

@@ -11,15 +11,17 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from overlayctl.digest import DiffID, hex_of
 from overlayctl.layer import ingest
 from overlayctl.layer.index import Index
 from overlayctl.layer.ingest import Described, Received
 from overlayctl.layer.stack import Stack
-from overlayctl.layout import Layout
 from overlayctl.store import layers, records
+
+if TYPE_CHECKING:
+    from overlayctl.layout import Layout
 
 
 class Progress(Protocol):
@@ -100,9 +102,7 @@ def _arrive(
                 received = Received(index.header.diff_id, index.header.tar_size)
             return _Arrived(fd, received, ingest.describe(fd, received), "")
     fd = _new_file(directory, owned)
-    received = ingest.receive(
-        fd, layer.chunks(), expected=layer.diff_id, progress=progress.advance
-    )
+    received = ingest.receive(fd, layer.chunks(), expected=layer.diff_id, progress=progress.advance)
     return _Arrived(fd, received, ingest.describe(fd, received), directory)
 
 
@@ -135,9 +135,9 @@ def _seal_in_order(
         name = None
         arrival = arrivals.get(layer.diff_id or number)
         if arrival is None:
-            assert layer.diff_id is not None
-            name = hex_of(layer.diff_id)
-            diff_id = layer.diff_id
+            # Only what is stored and stands alone was not sent for.
+            diff_id = layer.diff_id or DiffID("")
+            name = hex_of(diff_id)
         else:
             arrived = arrival.result()
             diff_id = arrived.received.diff_id

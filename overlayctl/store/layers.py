@@ -6,15 +6,17 @@ Nobody counts references: who uses a layer is found by reading images and snapsh
 from __future__ import annotations
 
 import os
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from overlayctl import names
 from overlayctl.errors import NotFound
 from overlayctl.layer import attach
 from overlayctl.layer.index import Header, Index
-from overlayctl.layout import Layout
 from overlayctl.store import records
 from overlayctl.store.records import fault
+
+if TYPE_CHECKING:
+    from overlayctl.layout import Layout
 
 
 class LayerStat(NamedTuple):

@@ -14,16 +14,18 @@ import os
 import shutil
 import stat
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from overlayctl.errors import Damaged
 from overlayctl.layer import attach
-from overlayctl.layout import Layout
 from overlayctl.mount import Overlay
 from overlayctl.store import layers as stored_layers
 from overlayctl.store import records
 from overlayctl.store.records import fault
 from overlayctl.whiteout import unescape
+
+if TYPE_CHECKING:
+    from overlayctl.layout import Layout
 
 
 class Snapshot(NamedTuple):

@@ -8,8 +8,10 @@ import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-from overlayctl.layout import Layout
+if TYPE_CHECKING:
+    from overlayctl.layout import Layout
 
 
 @contextmanager

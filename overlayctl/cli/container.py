@@ -1,0 +1,196 @@
+"""``overlayctl container``: an image and a writable layer on top of it; no process needed."""
+
+from typing import Annotated, Any
+
+import typer
+
+from overlayctl.cli import render
+from overlayctl.cli.render import (
+    DryRun,
+    Force,
+    Format,
+    Lazy,
+    ListFormat,
+    NoTrunc,
+    Quiet,
+    Verb,
+    each,
+    engine,
+    note,
+)
+from overlayctl.errors import Usage
+
+app = render.noun(explained="Make, mount and remove containers: a writable layer on an image.")
+
+_CONTAINERS = {
+    "ID": "CONTAINER ID",
+    "Image": "IMAGE",
+    "Command": "COMMAND",
+    "CreatedSince": "CREATED",
+    "Status": "STATUS",
+    "Names": "NAMES",
+    "CreatedAt": "CREATED AT",
+    "ImageID": "IMAGE ID",
+    "Labels": "LABELS",
+    "Mounted": "MOUNTED",
+    "Size": "SIZE",
+}
+
+
+@app.command(
+    "create",
+    cls=Verb,
+    context_settings={"help_option_names": ["--help"], "allow_interspersed_args": False},
+)
+def create(
+    image: Annotated[str, typer.Argument(metavar="IMAGE")],
+    command: Annotated[list[str] | None, typer.Argument(metavar="[COMMAND [ARG...]]")] = None,
+    *,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Else one is made up.")
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option("--label", "-l", metavar="KEY=VALUE", help="May be repeated.")
+    ] = None,
+    mount: Annotated[bool, typer.Option("--mount", help="Mount it at once.")] = False,
+) -> None:
+    """Make a container of an image, and print its id.
+
+    Options come before IMAGE; what follows it is the command.
+    """
+    made = engine().create(
+        image, name=name, command=tuple(command or ()), labels=_labels(label or []), mount=mount
+    )
+    for text in made.warnings:
+        note(f"warning: {text}")
+    if render.asked.json:
+        render.document(
+            {
+                "Id": made.id,
+                "Name": made.name,
+                "MergedDir": made.merged,
+                "Warnings": list(made.warnings),
+            }
+        )
+        return
+    render.line(made.id)
+    if made.merged is not None:
+        note(f"mounted at {made.merged}")
+
+
+def _labels(texts: list[str]) -> dict[str, str]:
+    """Labels as docker takes them: no value is an empty one."""
+    labels = {}
+    for text in texts:
+        key, _, value = text.partition("=")
+        if not key:
+            raise Usage(f"{text!r} is no label", hint="--label KEY=VALUE")
+        labels[key] = value
+    return labels
+
+
+@app.command("ls", cls=Verb)
+def ls(
+    *,
+    every: Annotated[bool, typer.Option("--all", "-a", help="Those not mounted too.")] = False,
+    quiet: Quiet = False,
+    no_trunc: NoTrunc = False,
+    template: ListFormat = None,
+) -> None:
+    """List the containers that are mounted; with -a all."""
+    containers = engine().containers(all=every)
+    rows = [_row(container, whole=no_trunc) for container in containers]
+    shown = ("ID", "Image", "Command", "CreatedSince", "Status", "Names")
+    render.listing(
+        containers, rows, _CONTAINERS, template=template, quiet="ID" if quiet else None, shown=shown
+    )
+
+
+def _row(container: dict[str, Any], *, whole: bool) -> dict[str, str]:
+    command = render.joined(container["Command"], " ")
+    if not whole and len(command) > 20:
+        command = command[:19] + "…"
+    labels = container["Labels"] or {}
+    return {
+        "ID": container["Id"] if whole else render.identifier(container["Id"]),
+        "Image": render.joined(container["Image"]),
+        "Command": f'"{command}"',
+        "CreatedSince": render.ago(container["Created"]),
+        "Status": render.joined(container["Status"]),
+        "Names": render.joined(container["Names"], ",").lstrip("/"),
+        "CreatedAt": render.joined(container["Created"]),
+        "ImageID": render.identifier(container["ImageID"], whole=whole),
+        "Labels": ",".join(f"{key}={value}" for key, value in labels.items()),
+        "Mounted": render.joined(container["Mounted"]),
+        "Size": render.size(container["SizeRw"]),
+    }
+
+
+@app.command("inspect", cls=Verb)
+def inspect(
+    names: Annotated[list[str], typer.Argument(metavar="CONTAINER...")], *, template: Format = None
+) -> int:
+    """Show everything about containers, as JSON.
+
+    GraphDriver.Data has the lower, upper, work and merged directories.
+    """
+    return render.inspected(names, engine().inspect_container, template)
+
+
+@app.command("mount", cls=Verb)
+def mount(
+    container: Annotated[str | None, typer.Argument(metavar="[CONTAINER]")] = None,
+    *,
+    volatile: render.Volatile = False,
+    xino: render.Xino = False,
+) -> None:
+    """Mount a container's merged view, writable, and print where.
+
+    Without a container: list what is mounted.
+    """
+    store = engine()
+    if container is None:
+        render.mounted([one for one in store.mounts() if one["Kind"] == "container"])
+        return
+    render.path(store.mount_container(container, volatile=volatile, xino=xino))
+
+
+@app.command("unmount", cls=Verb)
+def unmount(
+    names: Annotated[list[str], typer.Argument(metavar="CONTAINER...")], *, lazy: Lazy = False
+) -> int:
+    """Unmount containers; what was written stays."""
+    store = engine()
+    return render.let_go(names, lambda name: store.unmount_container(name, lazy=lazy))
+
+
+@app.command("rm", cls=Verb)
+def rm(
+    names: Annotated[list[str], typer.Argument(metavar="CONTAINER...")],
+    *,
+    force: Force = False,
+    dry_run: DryRun = False,
+) -> int:
+    """Remove containers and what was written in them; with -f mounted ones too."""
+    store = engine()
+
+    def remove(name: str) -> dict[str, str]:
+        return {
+            "Name": name,
+            "Id": store.remove_container(name, force=force, dry_run=dry_run),
+        }
+
+    removed, status = each(names, remove)
+    if render.asked.json:
+        render.document(removed)
+        return status
+    for one in removed:
+        text = render.printable(one["Name"])
+        render.line(f"Would be removed: {text}" if dry_run else text)
+    return status
+
+
+@app.command("exists", cls=Verb)
+def exists(container: Annotated[str, typer.Argument(metavar="CONTAINER")]) -> int:
+    """Tell by the exit status whether a container is here: 0 yes, 1 no."""
+    return render.answer(found=engine().container_exists(container))
