@@ -232,11 +232,11 @@ class Engine:
             for reference in references:
                 before = images.tag(self.layout, own, reference, image_hex)
                 if before:
-                    moved.append((reference, f"sha256:{before}"))
+                    moved.append((names.familiar(reference), f"sha256:{before}"))
             self._attach(ingested.names)
         return Loaded(
             f"sha256:{image_hex}",
-            tuple(references),
+            tuple(map(names.familiar, references)),
             tuple(moved),
             ingested.notes,
             sum(new),
@@ -293,10 +293,11 @@ class Engine:
         with self._deciding():
             image, reference = images.resolve(self.layout, name)
             tied = sorted(r for r, h in images.tags(self.layout).items() if h == image.hex)
+            shown = tuple(map(names.familiar, tied))
             if reference and len(tied) > 1:
                 if not dry_run:
                     images.untag(self.layout, reference)
-                return Removed((reference,), None, (), 0)
+                return Removed((names.familiar(reference),), None, (), 0)
             if len(tied) > 1 and not force:
                 raise Conflict(
                     f"image {names.short(image.hex)} has {len(tied)} tags: "
@@ -306,18 +307,18 @@ class Engine:
             self._refuse_used(image, tied, force=force)
             holders = self._containers_of(image)
             if dry_run:
-                return Removed(tuple(tied), None if holders else image.id, (), 0)
+                return Removed(shown, None if holders else image.id, (), 0)
             for tag in tied:
                 images.untag(self.layout, tag)
             if holders:
                 # As docker's -f does: the name goes, what the container needs stays.
-                return Removed(tuple(tied), None, (), 0)
+                return Removed(shown, None, (), 0)
             images.remove(self.layout, image.hex)
             users = gc.layer_users(self.layout)
             gone = [n for n in dict.fromkeys(image.layers[::-1]) if n not in users]
             by_name = dict(zip(image.layers, image.diff_ids, strict=True))
             freed = sum(layers.remove(self.layout, n) for n in gone)
-            return Removed(tuple(tied), image.id, tuple(by_name[n] for n in gone), freed)
+            return Removed(shown, image.id, tuple(by_name[n] for n in gone), freed)
 
     def _containers_of(self, image: Image) -> list[Holder]:
         return [

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from types import FrameType
 
+    from overlayctl.engine import Engine
+
 _SHORT = {
     "load": ("image", "app", "load"),
     "import": ("image", "app", "import"),
@@ -94,6 +96,30 @@ _WORDS["buildx"] = _WORDS["builder"] = _WORDS["build"]
 del _word
 
 
+ROOT = "/var/lib/overlayctl"
+CONFIGURATION = "/etc/overlayctl/overlayctl.toml"
+
+
+class _Asked:
+    """What the common options say."""
+
+    __slots__ = ("args", "json", "lock_timeout", "root")
+
+    def __init__(self) -> None:
+        self.reset(())
+
+    def reset(self, args: Sequence[str]) -> None:
+        """Forget what was said before."""
+        self.args = list(args)
+        self.json = False
+        self.lock_timeout = 30.0
+        self.root = ""
+
+
+asked = _Asked()
+"""Of the call that is running."""
+
+
 class _Stopped(BaseException):
     """A signal arrived: it unwinds everything, and nothing but ``main`` may catch it."""
 
@@ -123,6 +149,73 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
+def location() -> tuple[str, str]:
+    """Where the store is, and who says so: flag, environment, configuration file, default."""
+    if asked.root:
+        return asked.root, "--root"
+    if from_environment := os.environ.get("OVERLAYCTL_ROOT"):
+        return from_environment, "OVERLAYCTL_ROOT"
+    try:
+        with open(CONFIGURATION, "rb") as file:
+            import tomllib
+
+            configured = tomllib.load(file).get("root")
+    except (FileNotFoundError, NotADirectoryError):
+        configured = None
+    except ValueError as error:
+        from overlayctl.errors import BadInput
+
+        raise BadInput(f"{CONFIGURATION}: {error}", hint="mend or remove that file") from None
+    if configured is None:
+        return ROOT, "default"
+    if not isinstance(configured, str) or not configured.startswith("/"):
+        from overlayctl.errors import BadInput
+
+        raise BadInput(
+            f"{CONFIGURATION}: root is no absolute path",
+            hint='for example root = "/srv/overlayctl"',
+        )
+    return configured, CONFIGURATION
+
+
+def engine(*, create: bool = False) -> Engine:
+    """Open the store. Raises HostCannot where this is not root."""
+    if os.geteuid() != 0:
+        import shlex
+
+        from overlayctl.errors import HostCannot
+
+        kept = os.environ.get("OVERLAYCTL_ROOT")
+        variable = [f"OVERLAYCTL_ROOT={kept}"] if kept else []
+        raise HostCannot(
+            "root is needed: mounting takes CAP_SYS_ADMIN, and the store belongs to root",
+            hint=shlex.join(["sudo", *variable, "overlayctl", *asked.args]),
+            capability="CAP_SYS_ADMIN",
+        )
+    if not asked.lock_timeout >= 0:
+        from overlayctl.errors import Usage
+
+        raise Usage("--lock-timeout takes seconds, 0 or more", hint="--lock-timeout 30")
+    from overlayctl.engine import Engine
+
+    return Engine.open(location()[0], lock_timeout=asked.lock_timeout, create=create)
+
+
+def found_engine() -> Engine | None:
+    """The store for commands that have an answer without one, too: nothing is in it."""
+    from overlayctl.errors import NotFound
+    from overlayctl.layout import Layout
+
+    try:
+        return engine()
+    except NotFound:
+        root = location()[0]
+        if os.path.lexists(Layout(root).marker):
+            raise
+        sys.stderr.write(f"note: there is no store at {root!r} yet\n")
+        return None
+
+
 def unknown(path: str, word: str, available: Sequence[str]) -> NoReturn:
     """Refuse a word that is no command of ``path``, and name what may have been meant."""
     from overlayctl import names
@@ -140,7 +233,7 @@ def _reported(args: list[str]) -> int:
     from overlayctl.cli import render
     from overlayctl.errors import OverlayctlError
 
-    render.begin(args)
+    _begin(args)
     try:
         status = _call(args)
         if sys.stdout is not None:
@@ -157,6 +250,15 @@ def _reported(args: list[str]) -> int:
     except OSError as error:
         status = render.report(OverlayctlError(str(error), errno=error.errno))
     return status
+
+
+def _begin(args: Sequence[str]) -> None:
+    """Forget the last call. Names that are not UTF-8 are printed as the bytes they are."""
+    import io
+
+    asked.reset(args)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")
 
 
 def _call(args: list[str]) -> int:

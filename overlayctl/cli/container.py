@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from overlayctl.cli import render
+from overlayctl.cli import engine, found_engine, render
 from overlayctl.cli.render import (
     DryRun,
     Force,
@@ -15,9 +15,9 @@ from overlayctl.cli.render import (
     Quiet,
     Verb,
     each,
-    engine,
     note,
 )
+from overlayctl.cli.system import mounted
 from overlayctl.errors import Usage
 
 app = render.noun(explained="Make, mount and remove containers: a writable layer on an image.")
@@ -50,7 +50,8 @@ def create(
         str | None, typer.Option("--name", metavar="NAME", help="Else one is made up.")
     ] = None,
     label: Annotated[
-        list[str] | None, typer.Option("--label", "-l", metavar="KEY=VALUE", help="May be repeated.")
+        list[str] | None,
+        typer.Option("--label", "-l", metavar="KEY=VALUE", help="May be repeated."),
     ] = None,
     mount: Annotated[bool, typer.Option("--mount", help="Mount it at once.")] = False,
 ) -> None:
@@ -61,16 +62,9 @@ def create(
     made = engine().create(
         image, name=name, command=tuple(command or ()), labels=_labels(label or []), mount=mount
     )
-    for text in made.warnings:
-        note(f"warning: {text}")
     if render.asked.json:
         render.document(
-            {
-                "Id": made.id,
-                "Name": made.name,
-                "MergedDir": made.merged,
-                "Warnings": list(made.warnings),
-            }
+            {"Id": made.id, "Name": made.name, "MergedDir": made.merged, "Warnings": []}
         )
         return
     render.line(made.id)
@@ -98,12 +92,11 @@ def ls(
     template: ListFormat = None,
 ) -> None:
     """List the containers that are mounted; with -a all."""
-    containers = engine().containers(all=every)
+    store = found_engine()
+    containers = store.containers(everything=every) if store else []
     rows = [_row(container, whole=no_trunc) for container in containers]
     shown = ("ID", "Image", "Command", "CreatedSince", "Status", "Names")
-    render.listing(
-        containers, rows, _CONTAINERS, template=template, quiet="ID" if quiet else None, shown=shown
-    )
+    render.listing(containers, rows, _CONTAINERS, template=template, quiet=quiet, shown=shown)
 
 
 def _row(container: dict[str, Any], *, whole: bool) -> dict[str, str]:
@@ -121,8 +114,8 @@ def _row(container: dict[str, Any], *, whole: bool) -> dict[str, str]:
         "CreatedAt": render.joined(container["Created"]),
         "ImageID": render.identifier(container["ImageID"], whole=whole),
         "Labels": ",".join(f"{key}={value}" for key, value in labels.items()),
-        "Mounted": render.joined(container["Mounted"]),
-        "Size": render.size(container["SizeRw"]),
+        "Mounted": "yes" if container["Mounted"] else "no",
+        "Size": render.size(container.get("SizeRw")),
     }
 
 
@@ -148,11 +141,11 @@ def mount(
 
     Without a container: list what is mounted.
     """
-    store = engine()
     if container is None:
-        render.mounted([one for one in store.mounts() if one["Kind"] == "container"])
+        found = found_engine()
+        mounted([one for one in found.mounts() if one["Kind"] == "container"] if found else [])
         return
-    render.path(store.mount_container(container, volatile=volatile, xino=xino))
+    render.path(engine().mount_container(container, volatile=volatile, xino=xino))
 
 
 @app.command("unmount", cls=Verb)
@@ -193,4 +186,5 @@ def rm(
 @app.command("exists", cls=Verb)
 def exists(container: Annotated[str, typer.Argument(metavar="CONTAINER")]) -> int:
     """Tell by the exit status whether a container is here: 0 yes, 1 no."""
-    return render.answer(found=engine().container_exists(container))
+    store = found_engine()
+    return render.answer(found=store is not None and store.container_exists(container))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from overlayctl.cli import render
+from overlayctl.cli import engine, found_engine, render
 from overlayctl.cli.render import (
     DryRun,
     Force,
@@ -18,10 +18,11 @@ from overlayctl.cli.render import (
     Quiet,
     Verb,
     each,
-    engine,
     note,
 )
+from overlayctl.cli.system import mount_options, mounted
 from overlayctl.errors import Usage
+from overlayctl.names import familiar, stored
 
 app = render.noun(explained="Load, show, mount and remove images.")
 
@@ -83,7 +84,7 @@ def load(
         return
     for one in loaded:
         for name in one.references:
-            render.line(f"Loaded image: {render.printable(name)}")
+            render.line(f"Loaded image: {familiar(name)}")
         if not one.references:
             render.line(f"Loaded image ID: {render.identifier(one.image_id, whole=True)}")
 
@@ -100,7 +101,9 @@ def _input(path: str | None) -> str:
 def _told(loaded: Any) -> None:
     """Say what a load did beside loading."""
     for name, previous in loaded.moved:
-        note(f"note: {name} was {render.identifier(previous)} before; that one lost the name")
+        note(
+            f"note: {familiar(name)} was {render.identifier(previous)} before; that one lost the name"
+        )
     for text in loaded.notes:
         note(f"note: {text}")
 
@@ -108,8 +111,10 @@ def _told(loaded: Any) -> None:
 def _document(loaded: Any) -> dict[str, object]:
     return {
         "Id": render.identifier(loaded.image_id, whole=True),
-        "RepoTags": list(loaded.references),
-        "Moved": [{"Reference": name, "Previous": previous} for name, previous in loaded.moved],
+        "RepoTags": [familiar(name) for name in loaded.references],
+        "Moved": [
+            {"Reference": familiar(name), "Previous": previous} for name, previous in loaded.moved
+        ],
         "Notes": list(loaded.notes),
         "NewLayers": loaded.new_layers,
         "Layers": loaded.layers,
@@ -168,10 +173,9 @@ def ls(
 ) -> None:
     """List images."""
     del every
-    images = engine().images()
+    store = found_engine()
+    images = store.images() if store else []
     if name is not None:
-        from overlayctl.names import familiar, stored
-
         wanted = familiar(stored(name))
         repository = None if ":" in name.rsplit("/", 1)[-1] else wanted.rpartition(":")[0]
         for image in images:
@@ -187,9 +191,7 @@ def ls(
         for tag in image["RepoTags"] or [f"{render.NONE}:{render.NONE}"]
     ]
     shown = ("Repository", "Tag", "ID", "CreatedSince", "Size")
-    render.listing(
-        images, rows, _IMAGES, template=template, quiet="ID" if quiet else None, shown=shown
-    )
+    render.listing(images, rows, _IMAGES, template=template, quiet=quiet, shown=shown)
 
 
 def _row(image: dict[str, Any], tag: str, *, whole: bool) -> dict[str, str]:
@@ -249,9 +251,7 @@ def history(
     shown = ["ID", "CreatedSince", "CreatedBy", "Size", "Comment"]
     if no_trunc:
         shown.append("DiffPath")
-    render.listing(
-        steps, rows, _HISTORY, template=template, quiet="ID" if quiet else None, shown=shown
-    )
+    render.listing(steps, rows, _HISTORY, template=template, quiet=quiet, shown=shown)
 
 
 def _cut(text: str, *, whole: bool) -> str:
@@ -274,24 +274,30 @@ def rm(
         names, lambda name: store.remove_image(name, force=force, dry_run=dry_run)
     )
     if render.asked.json:
-        render.document([one._asdict() for one in removed])
+        render.document(
+            [
+                {
+                    "Untagged": [familiar(name) for name in one.untagged],
+                    "Deleted": one.image_id,
+                    "Layers": list(one.layers),
+                    "Freed": one.freed,
+                }
+                for one in removed
+            ]
+        )
         return status
-    would = "Would be " if dry_run else ""
+    untagged, deleted = ("Untagged", "Deleted")
+    if dry_run:
+        untagged, deleted = ("Would be untagged", "Would be deleted")
     for one in removed:
         for tag in one.untagged:
-            render.line(f"{would}{_word('Untagged', would)}: {render.printable(tag)}")
+            render.line(f"{untagged}: {familiar(tag)}")
         for gone in ([one.image_id] if one.image_id else []) + list(one.layers):
-            render.line(
-                f"{would}{_word('Deleted', would)}: {render.identifier(gone, whole=True)}"
-            )
+            render.line(f"{deleted}: {render.identifier(gone, whole=True)}")
     freed = sum(one.freed for one in removed)
     if freed:
         note(f"{'would free' if dry_run else 'freed'} {render.size(freed)}")
     return status
-
-
-def _word(text: str, before: str) -> str:
-    return text.lower() if before else text
 
 
 @app.command("tag", cls=Verb)
@@ -322,14 +328,13 @@ def mount(
 
     Without an image: list what is mounted.
     """
-    store = engine()
     if image is None:
-        render.mounted([one for one in store.mounts() if one["Kind"] == "image"])
+        found = found_engine()
+        mounted([one for one in found.mounts() if one["Kind"] == "image"] if found else [])
         return
-    allowed = render.mount_options(options)
-    render.path(
-        store.mount_image(image, directory, suid="suid" in allowed, dev="dev" in allowed)
-    )
+    allowed = mount_options(options)
+    store = engine()
+    render.path(store.mount_image(image, directory, suid="suid" in allowed, dev="dev" in allowed))
 
 
 @app.command("unmount", cls=Verb)
@@ -344,4 +349,5 @@ def unmount(
 @app.command("exists", cls=Verb)
 def exists(image: Annotated[str, typer.Argument(metavar="IMAGE")]) -> int:
     """Tell by the exit status whether an image is here: 0 yes, 1 no."""
-    return render.answer(found=engine().image_exists(image))
+    store = found_engine()
+    return render.answer(found=store is not None and store.image_exists(image))

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from overlayctl.cli import render
-from overlayctl.cli.render import Format, ListFormat, NoTrunc, Quiet, Verb, engine
+from overlayctl.cli import engine, found_engine, render
+from overlayctl.cli.render import Format, ListFormat, NoTrunc, Quiet, Verb
+from overlayctl.cli.system import findings
 from overlayctl.errors import Usage
 
 app = render.noun(explained="Show layers. LAYER is IMAGE:N, with N from 1 at the bottom, or an id.")
@@ -26,14 +27,13 @@ _LAYERS = {
 }
 _KINDS = {
     "file": "-",
-    "regular": "-",
     "directory": "d",
-    "dir": "d",
     "symlink": "l",
     "char": "c",
     "block": "b",
     "fifo": "p",
     "socket": "s",
+    "whiteout": "c",
 }
 
 Layer = Annotated[str, typer.Argument(metavar="LAYER", help="IMAGE:N or the start of an id.")]
@@ -42,7 +42,8 @@ Layer = Annotated[str, typer.Argument(metavar="LAYER", help="IMAGE:N or the star
 @app.command("ls", cls=Verb)
 def ls(*, quiet: Quiet = False, no_trunc: NoTrunc = False, template: ListFormat = None) -> None:
     """List stored layers, who uses them, and where they are to be seen."""
-    layers = engine().layers()
+    store = found_engine()
+    layers = store.layers() if store else []
     rows = [
         {
             "ID": render.identifier(layer["DiffID"], whole=no_trunc),
@@ -57,9 +58,7 @@ def ls(*, quiet: Quiet = False, no_trunc: NoTrunc = False, template: ListFormat 
         for layer in layers
     ]
     shown = ("ID", "Size", "DiskUsage", "Images", "DiffPath")
-    render.listing(
-        layers, rows, _LAYERS, template=template, quiet="ID" if quiet else None, shown=shown
-    )
+    render.listing(layers, rows, _LAYERS, template=template, quiet=quiet, shown=shown)
 
 
 @app.command("inspect", cls=Verb)
@@ -95,10 +94,10 @@ def files(
     elif null:
         sys.stdout.flush()
         for entry in found:
-            sys.stdout.buffer.write(entry["Path"] + b"\0")
+            sys.stdout.buffer.write((entry["Path"] or b".") + b"\0")
     else:
         for entry in found:
-            render.line(render.printable(entry["Path"]) if quiet else _long(entry))
+            render.line(render.printable(entry["Path"] or b".") if quiet else _long(entry))
 
 
 def _document(entry: Mapping[str, Any]) -> dict[str, object]:
@@ -114,11 +113,11 @@ def _document(entry: Mapping[str, Any]) -> dict[str, object]:
 
 def _long(entry: Mapping[str, Any]) -> str:
     """One line, as ``ls -l`` has it."""
-    kind = _KINDS.get(str(entry["Type"]).lower(), "?")
-    letters = kind + stat.filemode(stat.S_IMODE(entry["Mode"]))[1:]
+    kind = _KINDS.get(entry["Type"], "?")
+    letters = kind + stat.filemode(int(entry["Mode"], 8))[1:]
     text = (
         f"{letters} {entry['Uid']:>5} {entry['Gid']:>5} {entry['Size']:>10} {entry['Mtime']} "
-        f"{render.printable(entry['Path'])}"
+        f"{render.printable(entry['Path'] or b'.')}"
     )
     if entry["Target"] is not None:
         text += f" -> {render.printable(entry['Target'])}"
@@ -147,7 +146,7 @@ def verify(
     ] = None,
 ) -> int:
     """Hash stored layers again; exit status 6 where the bytes are not what they were."""
-    return render.findings(engine().layer_verify(layer))
+    return findings(engine().layer_verify(layer))
 
 
 @app.command("detach", cls=Verb)

@@ -3,20 +3,16 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from overlayctl.errors import BadInput, HostCannot, OverlayctlError, Usage
-
-if TYPE_CHECKING:
-    from overlayctl.engine import Engine
+from overlayctl.cli import CONFIGURATION, ROOT, asked, unknown
+from overlayctl.errors import OverlayctlError
 
 _T = TypeVar("_T")
 
-ROOT = "/var/lib/overlayctl"
-CONFIGURATION = "/etc/overlayctl/overlayctl.toml"
 EXITS = (
     "Exit status: 0 ok, 1 failed or a predicate is false, 2 usage, 3 not found, 4 in use or in"
     " conflict, 5 this host cannot, 6 damage found, 7 locked, 130 SIGINT, 143 SIGTERM, 141 SIGPIPE."
@@ -45,30 +41,6 @@ Volatile = Annotated[
     bool, typer.Option("--volatile", help="Do not sync: fast, and lost if the machine crashes.")
 ]
 Xino = Annotated[bool, typer.Option("--xino", help="Inode numbers that are unique across layers.")]
-
-
-class _Asked:
-    """What the common options say."""
-
-    __slots__ = ("args", "json", "lock_timeout", "root")
-
-    def __init__(self, args: Sequence[str] = ()) -> None:
-        self.args = list(args)
-        self.json = False
-        self.lock_timeout = 30.0
-        self.root: str | None = None
-
-
-asked = _Asked()
-
-
-def begin(args: Sequence[str]) -> None:
-    """Forget the last call. Names that are not UTF-8 are printed as the bytes they are."""
-    import io
-
-    asked.__init__(args)  # type: ignore[misc]
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")
 
 
 def _ask(_context: Any, parameter: Any, value: object) -> None:
@@ -132,8 +104,6 @@ class Noun(TyperGroup):
         name = args[0]
         command = self.get_command(ctx, name)
         if command is None:
-            from overlayctl.cli import unknown
-
             unknown(ctx.command_path, name, self.list_commands(ctx))
         return name, command, args[1:]
 
@@ -170,7 +140,9 @@ def front(
     *,
     version: Annotated[
         bool,
-        typer.Option("--version", "-v", help="Print the version.", callback=_version, is_eager=True),
+        typer.Option(
+            "--version", "-v", help="Print the version.", callback=_version, is_eager=True
+        ),
     ] = False,
 ) -> None:
     """Container images as layers, mounted with the kernel's OverlayFS.
@@ -178,52 +150,6 @@ def front(
     Load an image, see every layer as a directory, mount it, write on top of it. Docker's short
     commands work: load, images, create, mount, ps, rm, rmi.
     """
-
-
-# --- the store ------------------------------------------------------------------------------
-
-
-def location() -> tuple[str, str]:
-    """Where the store is, and who says so: flag, environment, configuration file, default."""
-    if asked.root:
-        return asked.root, "--root"
-    if from_environment := os.environ.get("OVERLAYCTL_ROOT"):
-        return from_environment, "OVERLAYCTL_ROOT"
-    try:
-        with open(CONFIGURATION, "rb") as file:
-            import tomllib
-
-            configured = tomllib.load(file).get("root")
-    except (FileNotFoundError, NotADirectoryError):
-        configured = None
-    except ValueError as error:
-        raise BadInput(f"{CONFIGURATION}: {error}", hint="mend or remove that file") from None
-    if configured is None:
-        return ROOT, "default"
-    if not isinstance(configured, str) or not configured.startswith("/"):
-        raise BadInput(
-            f"{CONFIGURATION}: root is no absolute path", hint='for example root = "/srv/overlayctl"'
-        )
-    return configured, CONFIGURATION
-
-
-def engine(*, create: bool = False) -> "Engine":
-    """Open the store. Raises HostCannot where this is not root."""
-    if os.geteuid() != 0:
-        import shlex
-
-        kept = os.environ.get("OVERLAYCTL_ROOT")
-        variable = [f"OVERLAYCTL_ROOT={kept}"] if kept else []
-        raise HostCannot(
-            "root is needed: mounting takes CAP_SYS_ADMIN, and the store belongs to root",
-            hint=shlex.join(["sudo", *variable, "overlayctl", *asked.args]),
-            capability="CAP_SYS_ADMIN",
-        )
-    if not asked.lock_timeout >= 0:
-        raise Usage("--lock-timeout takes seconds, 0 or more", hint="--lock-timeout 30")
-    from overlayctl.engine import Engine
-
-    return Engine.open(location()[0], lock_timeout=asked.lock_timeout, create=create)
 
 
 # --- printing -------------------------------------------------------------------------------
@@ -296,47 +222,42 @@ def formatted(template: str, value: object) -> None:
 
 def listing(
     documents: Sequence[object],
-    rows: Sequence[Mapping[str, str]],
+    rows: Iterable[Mapping[str, str]],
     headings: Mapping[str, str],
     *,
     template: str | None = None,
-    quiet: str | None = None,
-    shown: Iterable[str] = (),
+    quiet: bool = False,
+    shown: Sequence[str] = (),
 ) -> None:
-    """Print a list: JSON of ``documents``, one column, a template of each row, or a table.
+    """Print a list: JSON of ``documents``, ids, a template of each row, or a table.
 
     ``headings`` are the fields that a template may name; ``shown`` are the table's, all if empty.
     """
     if asked.json:
         document(documents)
-    elif quiet is not None:
-        for row in rows:
-            line(row[quiet])
-    elif template is None:
-        _table(headings, rows, list(shown) or list(headings))
-    elif template == "table" or template.startswith("table "):
-        from overlayctl.cli import template as templates
+        return
+    safe = [{name: printable(text) for name, text in row.items()} for row in rows]
+    if quiet:
+        for row in safe:
+            line(row["ID"])
+        return
+    from overlayctl.cli import table, template as templates
 
-        pattern = template.removeprefix("table").strip()
-        if not pattern:
-            _table(headings, rows, list(shown) or list(headings))
-            return
-        _columns([templates.render(pattern, row).split("\t") for row in (headings, *rows)])
+    wanted, pattern = templates.split_table(template or "table ")
+    if wanted and pattern:
+        cells = [templates.render(pattern, row).split("\t") for row in (headings, *safe)]
+        line(table.table(cells[0], cells[1:]))
+    elif wanted:
+        columns = shown or list(headings)
+        line(
+            table.table(
+                [headings[name] for name in columns],
+                [[row[name] for name in columns] for row in safe],
+            )
+        )
     else:
-        for row in rows:
-            formatted(template, dict(row))
-
-
-def _table(
-    headings: Mapping[str, str], rows: Iterable[Mapping[str, str]], shown: Sequence[str]
-) -> None:
-    _columns([[printable(row[name]) for name in shown] for row in (headings, *rows)])
-
-
-def _columns(cells: Sequence[Sequence[str]]) -> None:
-    from overlayctl.cli import table
-
-    sys.stdout.write(table.table(cells))
+        for row in safe:
+            formatted(pattern, row)
 
 
 def tree(value: object, indent: str = "") -> None:
@@ -401,8 +322,6 @@ def each(names: Sequence[str], call: Callable[[str], _T]) -> tuple[list[_T], int
 
 # --- what several commands say ----------------------------------------------------------------
 
-_MOUNTS = {"Kind": "KIND", "ID": "ID", "Name": "NAME", "MountPoint": "MOUNTPOINT"}
-
 
 def path(text: str) -> None:
     """Print one path, byte for byte: a shell takes it from here."""
@@ -417,30 +336,6 @@ def answer(*, found: bool) -> int:
     if asked.json:
         document(found)
     return 0 if found else 1
-
-
-def mount_options(text: str | None) -> frozenset[str]:
-    """Return what ``-o`` allows. Raises Usage."""
-    given = frozenset(filter(None, (text or "").split(",")))
-    if not given <= {"suid", "dev"}:
-        raise Usage(f"-o takes suid and dev, not {text!r}", hint="-o suid,dev")
-    return given
-
-
-def mounted(
-    mounts: Sequence[Mapping[str, Any]], *, template: str | None = None, whole: bool = False
-) -> None:
-    """Print a list of mounts."""
-    rows = [
-        {
-            "Kind": joined(one["Kind"]),
-            "ID": joined(one["Id"]) if whole else identifier(one["Id"]),
-            "Name": joined(one["Name"]),
-            "MountPoint": joined(one["MountPoint"]),
-        }
-        for one in mounts
-    ]
-    listing(mounts, rows, _MOUNTS, template=template)
 
 
 def let_go(names: Sequence[str], call: Callable[[str], str]) -> int:
@@ -467,22 +362,9 @@ def inspected(
     return status
 
 
-def findings(found: Sequence[Mapping[str, Any]]) -> int:
-    """Print what a check found; exit status 6 if that is anything."""
-    if asked.json:
-        document(found)
-    else:
-        for one in found:
-            users = joined(one.get("Users"))
-            needed = f" (used by {users})" if users else ""
-            line(printable(f"{one['Tag']}: {joined(one['Path'])}: {one['Message']}{needed}"))
-        if not found:
-            note("no damage found")
-    return 6 if found else 0
-
-
-def named(key: str, name: bytes) -> dict[str, object]:
+def named(key: str, name: bytes) -> dict[str, str]:
     """Return the JSON fields of a name, which in a file system is bytes."""
     from overlayctl.cli import table
 
-    return table.json_name(key, name)
+    fields = table.json_name(name)
+    return {key + ("Base64" if field == "name_base64" else ""): fields[field] for field in fields}

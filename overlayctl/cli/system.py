@@ -1,12 +1,15 @@
 """``overlayctl system``, and the short forms that take an image or a container."""
 
+import os
 import sys
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import typer
 
 from overlayctl.cli import render
-from overlayctl.cli.render import DryRun, Format, Lazy, Verb, engine, note
+from overlayctl.cli import engine, found_engine, location
+from overlayctl.cli.render import DryRun, Format, Lazy, Verb, note
 from overlayctl.errors import Usage
 
 app = render.noun(explained="Check the store, tell about this host, or empty the store.")
@@ -17,18 +20,15 @@ either = render.noun(explained="Short forms.")
 def check(
     *,
     quick: Annotated[bool, typer.Option("--quick", help="Records only, no hashing.")] = False,
-    deep: Annotated[bool, typer.Option("--deep", help="Derive every index again, too.")] = False,
 ) -> int:
     """Compare every stored byte with what it was; exit status 6 where damage is found."""
-    if quick and deep:
-        raise Usage("--quick and --deep exclude each other", hint="overlayctl system check --deep")
-    return render.findings(engine().check(quick=quick, deep=deep))
+    return findings(engine().check(quick=quick))
 
 
 @app.command("info", cls=Verb)
 def info(*, template: Format = None) -> None:
     """Tell where the store is, what this host can do, and how layers are attached here."""
-    root, source = render.location()
+    root, source = location()
     told = {"Root": root, "RootFrom": source, **engine().info()}
     if template is not None:
         render.formatted(template, told)
@@ -111,11 +111,12 @@ def mount(
 
     Without a name: list what is mounted.
     """
-    allowed = render.mount_options(options)
-    store = engine()
+    allowed = mount_options(options)
     if name is None:
-        render.mounted(store.mounts())
-    elif directory is None and not allowed and store.container_exists(name):
+        mounts()
+        return
+    store = engine()
+    if directory is None and not allowed and store.container_exists(name):
         render.path(store.mount_container(name, volatile=volatile, xino=xino))
     elif volatile or xino:
         raise Usage("--volatile and --xino are for containers", hint="overlayctl ps -a lists them")
@@ -133,7 +134,12 @@ def umount(
     store = engine()
 
     def let_go(name: str) -> str:
-        if store.container_exists(name):
+        if name.startswith("/"):
+            there = os.path.realpath(name)
+            for one in store.mounts():
+                if one["Kind"] == "container" and one["MountPoint"] == there:
+                    return store.unmount_container(one["Id"], lazy=lazy)
+        elif store.container_exists(name):
             return store.unmount_container(name, lazy=lazy)
         return store.unmount_image(name, lazy=lazy)
 
@@ -143,4 +149,49 @@ def umount(
 @either.command("mounts", cls=Verb)
 def mounts(*, template: render.ListFormat = None, no_trunc: render.NoTrunc = False) -> None:
     """List what of this store is mounted, and where."""
-    render.mounted(engine().mounts(), template=template, whole=no_trunc)
+    store = found_engine()
+    mounted(store.mounts() if store else [], template=template, whole=no_trunc)
+
+
+# --- what other nouns say too -----------------------------------------------------------------
+
+_MOUNTS = {"Kind": "KIND", "ID": "ID", "Name": "NAME", "MountPoint": "MOUNTPOINT"}
+
+
+def mount_options(text: str | None) -> frozenset[str]:
+    """Return what ``-o`` allows. Raises Usage."""
+    given = frozenset(filter(None, (text or "").split(",")))
+    if not given <= {"suid", "dev"}:
+        raise Usage(f"-o takes suid and dev, not {text!r}", hint="-o suid,dev")
+    return given
+
+
+def mounted(
+    mounts: Sequence[Mapping[str, Any]], *, template: str | None = None, whole: bool = False
+) -> None:
+    """Print a list of mounts."""
+    rows = [
+        {
+            "Kind": render.joined(one["Kind"]),
+            "ID": render.joined(one["Id"]) if whole else render.identifier(one["Id"]),
+            "Name": render.joined(one["Name"]),
+            "MountPoint": render.joined(one["MountPoint"]),
+        }
+        for one in mounts
+    ]
+    render.listing(mounts, rows, _MOUNTS, template=template)
+
+
+def findings(found: Sequence[Mapping[str, Any]]) -> int:
+    """Print what a check found; exit status 6 if that is anything."""
+    if render.asked.json:
+        render.document(found)
+    else:
+        for one in found:
+            users = render.joined(one.get("Users"))
+            needed = f" (used by {users})" if users else ""
+            text = f"{one['Tag']}: {render.joined(one['Path'])}: {one['Message']}{needed}"
+            render.line(render.printable(text))
+        if not found:
+            render.note("no damage found")
+    return 6 if found else 0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import os
+import time
 import unicodedata
 from collections.abc import Sequence
+from datetime import datetime
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 _SPANS = (
@@ -41,8 +43,12 @@ def size(count: float) -> str:
     return f"{count:.4g}{_UNITS[unit]}" if unit else f"{count:.0f}B"
 
 
-def ago(seconds: float) -> str:
-    """How long ago, in docker's words."""
+def ago(when: str) -> str:
+    """How long ago an RFC 3339 time was, in docker's words; the text itself if it is none."""
+    try:
+        seconds = time.time() - datetime.fromisoformat(when).timestamp()
+    except (ValueError, OverflowError):
+        return when
     if seconds < 1:
         return "Less than a second ago"
     span, unit = max(

@@ -1,7 +1,7 @@
 """The part of Go's templates that people use with docker's ``--format``, over plain values.
 
 ``{{.A.B}}``, ``{{json .A}}``, ``{{len .A}}``, ``{{index .A "key" 0}}``, ``{{join .A ","}}``,
-``{{upper .A}}``, ``{{lower .A}}``, ``{{range .A}}…{{else}}…{{end}}``, ``{{if .A}}…{{else}}…{{end}}``,
+``{{upper .A}}``, ``{{lower .A}}``, ``{{range .A}}…{{else}}…{{end}}``, the same with ``if``,
 pipelines (``{{.A | json}}``), and ``{{-``/``-}}`` (Go's text/template). Nothing is
 evaluated but look-ups in dictionaries and lists; an unknown field is an error.
 """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overlayctl import digest, names
 from overlayctl.digest import DiffID, Digest, ImageID
-from overlayctl.errors import BadArchive, BadInput
+from overlayctl.errors import BadArchive, Usage
 from overlayctl.oci import Platform
 
 if TYPE_CHECKING:

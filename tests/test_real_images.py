@@ -1,0 +1,211 @@
+"""The main job on a real Debian image and on images of other tools, against other tools.
+
+Each layer's diff path against GNU tar plus the OCI whiteout rules, the merged view
+against umoci, the layer file against fsck.erofs 1.8, the load against docker's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from overlayctl.engine import Engine
+from overlayctl.layer.index import Index
+from tests.oracles import debian, fsck, gnutar, merged, peers, trees
+from tests.rootmount import require
+
+IMAGES = [
+    "dive/test-docker-image.tar",
+    "dive/test-kaniko-image.tar",
+    "dive/test-oci-gzip-image.tar",
+    "fanal/alpine-310.tar.gz",
+    "misc/busybox-2018.tar",
+    "built/buildah-toy3-docker-archive.tar",
+    "built/buildah-toy3-oci-archive.tar",
+    "built/umoci-oci1.tar",
+]
+# Layers do not carry what overlayfs itself needs on whiteout-holding directories.
+_OWN = (b"trusted.overlay.origin",)
+
+
+class Silent:
+    """No progress shown."""
+
+    def start(self, total: int | None, layers: int) -> None: ...
+
+    def advance(self, count: int) -> None: ...
+
+    def layer_done(self, number: int) -> None: ...
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Engine]:
+    engine = Engine.open(str(tmp_path / "store"), create=True)
+    yield engine
+    assert engine.check() == []
+    engine.reset(dry_run=False)
+
+
+@pytest.fixture(scope="session")
+def kept() -> Path:
+    """Where images that take long to build are kept between runs."""
+    place = Path(os.environ.get("XDG_CACHE_HOME", "/var/tmp")) / "overlayctl-tests"
+    place.mkdir(parents=True, exist_ok=True)
+    return place
+
+
+@pytest.fixture
+def debian_image(kept: Path) -> debian.DebianImage:
+    require("dockerd", "docker", "skopeo", "umoci", "mmdebstrap", "zstd")
+    found = debian.find(kept)
+    if found is None:
+        with peers.Dockerd() as dockerd:
+            found = debian.build(kept, dockerd)
+    return found
+
+
+def _load(store: Engine, path: Path) -> str:
+    loaded = store.load(str(path), tag=None, platform=None, progress=Silent())
+    return loaded[0].image_id
+
+
+def _compare_layers(store: Engine, image: str, tmp_path: Path) -> None:
+    """Each diff path against GNU tar's idea of the layer's own bytes."""
+    for number, layer in enumerate(store.inspect_image(image)["Layers"]):
+        with Index.open(layer["File"]) as index:
+            size = index.header.tar_size
+        tar = tmp_path / f"{number}.tar"
+        with open(layer["File"], "rb") as file, tar.open("wb") as out:
+            file.seek(4096)
+            out.write(file.read(size))
+        assert "sha256:" + hashlib.sha256(tar.read_bytes()).hexdigest() == layer["DiffID"]
+        expected = tmp_path / f"expected-{number}"
+        applied = gnutar.apply_layer(tar, expected)
+        tar.unlink()
+        # What an implied directory takes from below is not in the tar: the merged
+        # view proves it.
+        below = dict.fromkeys(applied.implied, ("mode", "uid", "gid", "xattrs"))
+        problems = trees.differences(
+            trees.snapshot(expected, ignore=_OWN),
+            trees.snapshot(layer["DiffPath"], ignore=_OWN),
+            ignore_fields_of=below,
+        )
+        assert problems == [], f"layer {number + 1}"
+        shutil.rmtree(expected)
+
+
+def _compare_merged(store: Engine, image: str, archive: Path, tmp_path: Path) -> None:
+    view = store.mount_image(image)
+    expected = merged.umoci_unpack(archive, tmp_path / "umoci")
+    # umoci gives the root the time of the topmost entry that it wrote there.
+    problems = trees.differences(
+        trees.snapshot(expected),
+        trees.snapshot(view, ignore=_OWN),
+        ignore_fields_of={b"": ("mtime_ns",)},
+    )
+    assert problems == []
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_of_other_tools(store: Engine, images: Path, name: str, tmp_path: Path) -> None:
+    require("bsdtar")
+    _compare_layers(store, _load(store, images / name), tmp_path)
+
+
+def test_kaniko_directories_look_like_those_below(store: Engine, images: Path) -> None:
+    """Kaniko's layers name no parents: those take mode and owner from the layers below."""
+    image = _load(store, images / "dive/test-kaniko-image.tar")
+    layers = store.inspect_image(image)["Layers"]
+    root = Path(layers[0]["DiffPath"])
+    seen = 0
+    for layer in layers[1:]:
+        for path in Path(layer["DiffPath"]).rglob("*"):
+            lower = root / path.relative_to(layer["DiffPath"])
+            if path.is_dir() and lower.is_dir():
+                assert path.stat().st_mode == lower.stat().st_mode
+                seen += 1
+    assert seen
+
+
+def test_debian_layers_and_merged_view(
+    store: Engine, debian_image: debian.DebianImage, tmp_path: Path
+) -> None:
+    image = _load(store, debian_image.docker_archive)
+    _compare_layers(store, image, tmp_path)
+    _compare_merged(store, image, debian_image.docker_archive, tmp_path)
+
+
+def test_debian_is_the_same_in_every_wrapping(
+    store: Engine, debian_image: debian.DebianImage, tmp_path: Path
+) -> None:
+    """OCI gzip and OCI zstd hold the same layers; a second store makes the same files."""
+    docker = store.inspect_image(_load(store, debian_image.docker_archive))
+    other = Engine.open(str(tmp_path / "other"), create=True)
+    for path in (debian_image.oci_gzip, debian_image.oci_zstd_tar):
+        found = other.inspect_image(_load(other, path))
+        assert found["RootFS"] == docker["RootFS"]
+        for ours, theirs in zip(docker["Layers"], found["Layers"], strict=True):
+            assert _sha256(ours["File"]) == _sha256(theirs["File"])
+    other.reset(dry_run=False)
+
+
+def test_fsck_erofs_accepts_every_layer(
+    store: Engine, images: Path, debian_image: debian.DebianImage, kept: Path
+) -> None:
+    check = fsck.Fsck(kept)
+    for path in (debian_image.docker_archive, *(images / name for name in IMAGES)):
+        image = _load(store, path)
+        for layer in store.inspect_image(image)["Layers"]:
+            result = check(Path(layer["File"]))
+            assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_durable_load_takes_less_than_half_of_dockers(
+    debian_image: debian.DebianImage, tmp_path: Path
+) -> None:
+    """Whole commands in turn, ours durable, docker's as it is; the median of the ratios."""
+    ratios = []
+    with peers.Dockerd() as dockerd:
+        for turn in range(3):
+            root = tmp_path / f"store-{turn}"
+            start = time.monotonic()
+            subprocess.run(
+                [
+                    sys.executable, "-m", "overlayctl", "--root", root, "load", "-i",
+                    debian_image.docker_archive,
+                ],
+                check=True,
+                capture_output=True,
+            )  # fmt: skip
+            ours = time.monotonic() - start
+            Engine.open(str(root)).reset(dry_run=False)
+            start = time.monotonic()
+            dockerd.load(debian_image.docker_archive)
+            theirs = time.monotonic() - start
+            dockerd.docker("rmi", "-f", debian_image.reference)
+            ratios.append(ours / theirs)
+            print(f"overlayctl load {ours:.2f} s, docker load {theirs:.2f} s")
+    assert sorted(ratios)[1] < 0.5, ratios
+
+
+def _sha256(path: str) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def test_tarfile_reads_back_what_a_layer_file_holds(store: Engine, images: Path) -> None:
+    image = _load(store, images / "misc/busybox-2018.tar")
+    bottom = store.inspect_image(image)["Layers"][0]
+    with open(bottom["File"], "rb") as file:
+        file.seek(4096)
+        with tarfile.open(fileobj=file, mode="r|") as archive:
+            assert sum(member.islnk() for member in archive) == 364
