@@ -35,6 +35,8 @@ IMAGES = [
 ]
 # Layers do not carry what overlayfs itself needs on whiteout-holding directories.
 _OWN = (b"trusted.overlay.origin",)
+_INHERITED: tuple[trees.Field, ...] = ("mode", "uid", "gid", "xattrs")
+_TIME: tuple[trees.Field, ...] = ("mtime_ns",)
 
 
 class Silent:
@@ -93,7 +95,7 @@ def _compare_layers(store: Engine, image: str, tmp_path: Path) -> None:
         tar.unlink()
         # What an implied directory takes from below is not in the tar: the merged
         # view proves it.
-        below = dict.fromkeys(applied.implied, ("mode", "uid", "gid", "xattrs"))
+        below = dict.fromkeys(applied.implied, _INHERITED)
         problems = trees.differences(
             trees.snapshot(expected, ignore=_OWN),
             trees.snapshot(layer["DiffPath"], ignore=_OWN),
@@ -110,7 +112,7 @@ def _compare_merged(store: Engine, image: str, archive: Path, tmp_path: Path) ->
     problems = trees.differences(
         trees.snapshot(expected),
         trees.snapshot(view, ignore=_OWN),
-        ignore_fields_of={b"": ("mtime_ns",)},
+        ignore_fields_of={b"": _TIME},
     )
     assert problems == []
 

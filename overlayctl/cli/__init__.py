@@ -289,6 +289,7 @@ def _root() -> Any:
         """Finds a command's module only when it is asked for."""
 
         def list_commands(self, ctx: Any) -> list[str]:
+            del ctx
             return [*_NOUNS, *_SHORT]
 
         def get_command(self, ctx: Any, cmd_name: str) -> Any:
@@ -328,11 +329,11 @@ def _signals() -> Iterator[None]:
 
     before: dict[int, Any] = {}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # what nohup and & have set, stays
+        for one in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(one) is not signal.SIG_IGN:  # what nohup and & have set, stays
                 with contextlib.suppress(ValueError):  # not the main thread
-                    before[number] = signal.signal(number, stop)
+                    before[one] = signal.signal(one, stop)
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from overlayctl.cli import engine, found_engine, render
+from overlayctl.cli import asked, engine, found_engine, render
 from overlayctl.cli.render import (
     DryRun,
     Force,
@@ -62,7 +62,7 @@ def create(
     made = engine().create(
         image, name=name, command=tuple(command or ()), labels=_labels(label or []), mount=mount
     )
-    if render.asked.json:
+    if asked.json:
         render.document(
             {"Id": made.id, "Name": made.name, "MergedDir": made.merged, "Warnings": []}
         )
@@ -174,7 +174,7 @@ def rm(
         }
 
     removed, status = each(names, remove)
-    if render.asked.json:
+    if asked.json:
         render.document(removed)
         return status
     for one in removed:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from overlayctl.cli import engine, found_engine, render
+from overlayctl.cli import asked, engine, found_engine, render
 from overlayctl.cli.render import (
     DryRun,
     Force,
@@ -79,7 +79,7 @@ def load(
         loaded = engine(create=True).load(path, tag=tag, platform=platform, progress=bar)
     for one in loaded:
         _told(one)
-    if render.asked.json:
+    if asked.json:
         render.document([_document(one) for one in loaded])
         return
     for one in loaded:
@@ -101,9 +101,7 @@ def _input(path: str | None) -> str:
 def _told(loaded: Any) -> None:
     """Say what a load did beside loading."""
     for name, previous in loaded.moved:
-        note(
-            f"note: {familiar(name)} was {render.identifier(previous)} before; that one lost the name"
-        )
+        note(f"note: {familiar(name)} was {render.identifier(previous)} before")
     for text in loaded.notes:
         note(f"note: {text}")
 
@@ -154,7 +152,7 @@ def import_(
             paths, reference=reference, whiteouts=whiteouts, progress=bar
         )
     _told(made)
-    if render.asked.json:
+    if asked.json:
         render.document(_document(made))
     else:
         render.line(render.identifier(made.image_id, whole=True))
@@ -273,7 +271,7 @@ def rm(
     removed, status = each(
         names, lambda name: store.remove_image(name, force=force, dry_run=dry_run)
     )
-    if render.asked.json:
+    if asked.json:
         render.document(
             [
                 {
@@ -309,7 +307,7 @@ def tag(
     previous = engine().tag(source, target)
     if previous is not None:
         note(f"note: {target} was {render.identifier(previous)} before")
-    if render.asked.json:
+    if asked.json:
         render.document({"Source": source, "Target": target, "Previous": previous})
 
 

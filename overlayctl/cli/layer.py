@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from overlayctl.cli import engine, found_engine, render
+from overlayctl.cli import asked, engine, found_engine, render
 from overlayctl.cli.render import Format, ListFormat, NoTrunc, Quiet, Verb
 from overlayctl.cli.system import findings
 from overlayctl.errors import Usage
@@ -89,7 +89,7 @@ def files(
 ) -> None:
     """List what a layer contains, whiteouts included, without mounting it."""
     found = engine().layer_files(layer)
-    if render.asked.json:
+    if asked.json:
         render.document([_document(entry) for entry in found])
     elif null:
         sys.stdout.flush()
@@ -159,7 +159,7 @@ def detach(
     if every == (layer is not None):
         raise Usage("name a LAYER, or say --all", hint="overlayctl layer detach --all")
     detached = engine().detach(layer)
-    if render.asked.json:
+    if asked.json:
         render.document(detached)
         return
     for name in detached:

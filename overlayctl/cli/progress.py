@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from overlayctl.cli.table import size
 
@@ -15,26 +15,10 @@ _EVERY = 0.1
 _BAR = 24
 
 
-class Progress(Protocol):
-    """What a load tells while it works. Any thread may call it."""
-
-    def start(self, total_bytes: int | None, layers: int) -> None:
-        """Begin: the bytes to read, where they are known, and the number of layers."""
-
-    def advance(self, count: int) -> None:
-        """``count`` more bytes are read."""
-
-    def layer_done(self, number: int) -> None:
-        """One layer is finished, or was there already."""
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-
-
 class Silent:
     """Shows nothing."""
 
-    def start(self, total_bytes: int | None, layers: int) -> None:
+    def start(self, total: int | None, layers: int) -> None:
         """Show nothing."""
 
     def advance(self, count: int) -> None:
@@ -48,7 +32,7 @@ class Silent:
 
 
 class Bar:
-    """One line on a terminal, redrawn at most ten times a second."""
+    """One line on a terminal, redrawn at most ten times a second. Any thread may call it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -61,10 +45,10 @@ class Bar:
         self._shown = 0.0
         self._visible = False
 
-    def start(self, total_bytes: int | None, layers: int) -> None:
+    def start(self, total: int | None, layers: int) -> None:
         """Begin: the bytes to read, where they are known, and the number of layers."""
         with self._lock:
-            self._total, self._layers = total_bytes, layers
+            self._total, self._layers = total, layers
             self._read = self._done = 0
             self._began = time.monotonic()
 
@@ -76,6 +60,7 @@ class Bar:
 
     def layer_done(self, number: int) -> None:
         """One layer is finished; they need not finish in order, so they are counted."""
+        del number
         with self._lock:
             self._done += 1
             self._draw(force=True)
@@ -121,7 +106,7 @@ class Bar:
             self._stream.flush()
 
 
-def progress(*, quiet: bool = False) -> Progress:
+def progress(*, quiet: bool = False) -> Bar | Silent:
     """A bar where somebody watches stderr, else its silent twin."""
     stream = sys.stderr
     plain = os.environ.get("TERM", "dumb") == "dumb"

@@ -118,14 +118,16 @@ class Top(Noun):
 
 def noun(kind: type[Noun] = Noun, explained: str | None = None) -> typer.Typer:
     """Return an application that needs neither rich nor shell completion."""
-    return typer.Typer(
+    app = typer.Typer(
         cls=kind,
-        help=explained,
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
+    if explained is not None:
+        app.info.help = explained
+    return app
 
 
 def _version(value: bool | None) -> None:  # noqa: FBT001
@@ -241,7 +243,8 @@ def listing(
         for row in safe:
             line(row["ID"])
         return
-    from overlayctl.cli import table, template as templates
+    from overlayctl.cli import table
+    from overlayctl.cli import template as templates
 
     wanted, pattern = templates.split_table(template or "table ")
     if wanted and pattern:

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from overlayctl.cli import render
-from overlayctl.cli import engine, found_engine, location
+from overlayctl.cli import asked, engine, found_engine, location, render
 from overlayctl.cli.render import DryRun, Format, Lazy, Verb, note
 from overlayctl.errors import Usage
 
@@ -32,7 +31,7 @@ def info(*, template: Format = None) -> None:
     told = {"Root": root, "RootFrom": source, **engine().info()}
     if template is not None:
         render.formatted(template, told)
-    elif render.asked.json:
+    elif asked.json:
         render.document(told)
     else:
         render.tree(told)
@@ -56,15 +55,15 @@ def reset(
         if sys.stdin is None or not sys.stdin.isatty():
             raise Usage("reset removes everything and nobody is here to ask", hint="add --yes")
         sys.stderr.write("This would go:\n")
-    if dry_run or not render.asked.json:
-        (render.document if render.asked.json else render.tree)(listed)
+    if dry_run or not asked.json:
+        (render.document if asked.json else render.tree)(listed)
     if dry_run:
         return 0
     if not force and not _agreed():
         note("overlayctl: nothing was removed")
         return 1
     removed = store.reset(dry_run=False)
-    if render.asked.json:
+    if asked.json:
         render.document(removed)
     return 0
 
@@ -184,7 +183,7 @@ def mounted(
 
 def findings(found: Sequence[Mapping[str, Any]]) -> int:
     """Print what a check found; exit status 6 if that is anything."""
-    if render.asked.json:
+    if asked.json:
         render.document(found)
     else:
         for one in found:

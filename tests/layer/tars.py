@@ -7,13 +7,14 @@ import os
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from overlayctl.layer.tar import Member, TarReader
 
 END = bytes(1024)
 
 
-def entry(name: str, kind: bytes = tarfile.REGTYPE, data: bytes = b"", **fields: object) -> bytes:
+def entry(name: str, kind: bytes = tarfile.REGTYPE, data: bytes = b"", **fields: Any) -> bytes:
     """One entry in PAX form, its extended headers included."""
     info = tarfile.TarInfo(name)
     info.type = kind
@@ -27,11 +28,11 @@ def entry(name: str, kind: bytes = tarfile.REGTYPE, data: bytes = b"", **fields:
     return head + data + bytes(-len(data) % 512)
 
 
-def directory(name: str, **fields: object) -> bytes:
+def directory(name: str, **fields: Any) -> bytes:
     return entry(name, tarfile.DIRTYPE, **{"mode": 0o755, **fields})
 
 
-def symlink(name: str, target: str, **fields: object) -> bytes:
+def symlink(name: str, target: str, **fields: Any) -> bytes:
     return entry(name, tarfile.SYMTYPE, linkname=target, **fields)
 
 
