@@ -59,8 +59,9 @@ def create(
 
     Options come before IMAGE; what follows it is the command.
     """
+    labels = _labels(label or [])
     made = engine().create(
-        image, name=name, command=tuple(command or ()), labels=_labels(label or []), mount=mount
+        image, name=name, command=tuple(command or ()), labels=labels, mount=mount
     )
     if asked.json:
         render.document(

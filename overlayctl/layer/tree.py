@@ -138,11 +138,11 @@ class Tree:
             raise BadTar("an entry without a usable name", offset=member.offset)
         if len(name) > PATH_MAX:
             raise LimitExceeded(f"the path {_show(name)} is longer than {PATH_MAX} bytes")
+        if b".." in name and b".." in name.split(b"/"):
+            raise self._outside(member)
         prefix, _, base = name.rstrip(b"/").rpartition(b"/")
         while base == b".":
             prefix, _, base = prefix.rstrip(b"/").rpartition(b"/")
-        if base == b"..":
-            raise self._outside(member)
         if len(base) > NAME_MAX:
             raise LimitExceeded(f"the name {_show(base)} is longer than {NAME_MAX} bytes")
         return prefix, base
@@ -447,9 +447,9 @@ class Tree:
         for path, node, hidden in order:
             if node in self._implied:
                 self._inherit(path, node, None if hidden else below.get(path))
-        self._date_implied([node for _, node, _ in reversed(order)])
         for _, node, _ in order:
             self._settle_whiteouts(node)
+        self._date_implied([node for _, node, _ in reversed(order)])
         for _, node, _ in order:
             names = self.children[node]
             for child in names.values():
@@ -493,10 +493,7 @@ class Tree:
         for node in children_first:
             own = []
             below = []
-            for child in (
-                *self.children[node].values(),
-                *self._whiteouts.get(node, {}).values(),
-            ):
+            for child in self.children[node].values():
                 if child not in self._implied:
                     own.append((self.mtime[child], self.mtime_ns[child]))
                 if child in newest:

@@ -19,10 +19,14 @@ GROUPS = {
     "container": "create ls inspect mount unmount rm exists",
     "system": "check info reset",
 }
-SHORT = "load import images inspect history rmi tag create ps rm mount umount mounts".split()
-COMMANDS = [(group, verb) for group, verbs in GROUPS.items() for verb in verbs.split()]
+_SHORT = "load import images inspect history rmi tag create ps rm mount umount mounts"
+SHORT = _SHORT.split()
+COMMANDS: list[tuple[str, ...]] = [
+    (group, verb) for group, verbs in GROUPS.items() for verb in verbs.split()
+]
 COMMANDS += [(word,) for word in SHORT]
-ELSEWHERE = "run exec commit diff save export cp volume pull push build start stop logs".split()
+_ELSEWHERE = "run exec commit diff save export cp volume pull push build start stop logs"
+ELSEWHERE = _ELSEWHERE.split()
 
 
 def overlayctl_(*args: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -101,7 +105,7 @@ def test_usage_errors_name_the_next_step(args: list[str], nowhere: str) -> None:
 
 
 def test_a_typing_error_is_understood() -> None:
-    assert "did you mean images" in overlayctl_("imagse").stderr
+    assert "did you mean image or images?" in overlayctl_("imagse").stderr
     assert "did you mean history" in overlayctl_("image", "histroy").stderr
 
 

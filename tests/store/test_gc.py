@@ -1,0 +1,171 @@
+"""What a kill leaves is finished by the next writer; what a person made is not touched."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from overlayctl.errors import Conflict
+from overlayctl.layout import Layout
+from overlayctl.store import check, containers, gc, images, layers, records, snapshots
+from tests.layer.tars import directory, entry, tar
+from tests.store import stores
+
+TAR = tar(directory("etc"), entry("etc/hosts", data=b"127.0.0.1"))
+OTHER = tar(directory("srv"))
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return stores.new(tmp_path / "store")
+
+
+def killed_at(point: str, action: Callable[[], object]) -> None:
+    """``action`` in another process, which dies at the fault point."""
+
+    def run() -> None:
+        os.environ["OVERLAYCTL_FAULT"] = point
+        action()
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def finished(layout: Layout) -> list[str]:
+    with stores.writing(layout):
+        gc.finish(layout)
+    return [found.tag for found in check.check(layout)]
+
+
+@pytest.mark.parametrize("point", ["layer:after-rename", "image:before-rename"])
+def test_killed_before_the_image_is_visible(layout: Layout, point: str) -> None:
+    killed_at(point, lambda: stores.add_image(layout, TAR, tag="docker.io/library/a:1"))
+    assert images.listed(layout) == []
+    assert finished(layout) == ["layer-orphan"]
+    (name,) = gc.orphans(layout)
+    layers.remove(layout, name)
+    assert finished(layout) == []
+
+
+@pytest.mark.parametrize("point", ["image:after-rename", "tag:after-rename"])
+def test_killed_after_the_image_is_visible(layout: Layout, point: str) -> None:
+    killed_at(point, lambda: stores.add_image(layout, TAR, tag="docker.io/library/a:1"))
+    assert finished(layout) == []
+    assert len(images.listed(layout)) == 1
+
+
+@pytest.mark.parametrize(
+    "point", ["snapshot:before-rename", "snapshot:after-rename", "container:after-name"]
+)
+def test_killed_before_the_container_is_visible(layout: Layout, point: str) -> None:
+    image = stores.add_image(layout, TAR)
+    killed_at(point, lambda: stores.add_container(layout, image))
+    assert containers.listed(layout) == []
+    assert finished(layout) == []
+    assert records.names(layout.path("snapshots")) == []
+    assert records.names(layout.path("containers", "names")) == []
+    stores.add_container(layout, image)
+    assert finished(layout) == []
+
+
+def _remove(layout: Layout, container: containers.Container) -> None:
+    snapshots.remove(layout, container.id)
+    containers.remove(layout, container)
+
+
+def test_killed_while_a_container_is_removed(layout: Layout) -> None:
+    container = stores.add_container(layout, stores.add_image(layout, TAR))
+    Path(layout.snapshot(container.id, "upper"), "data").write_text("written")
+    killed_at("snapshot:after-unlink", lambda: _remove(layout, container))
+    assert containers.listed(layout) == []
+    assert finished(layout) == []
+    assert records.names(layout.path("snapshots")) == []
+    assert records.names(layout.path("containers")) == ["names"]
+
+
+def test_killed_between_the_snapshot_and_the_record(layout: Layout) -> None:
+    image = stores.add_image(layout, TAR)
+    container = stores.add_container(layout, image)
+    snapshots.remove(layout, container.id)
+    assert [found.tag for found in check.check(layout)] == ["container-unfinished"]
+    assert finished(layout) == []
+    assert records.names(layout.path("containers")) == ["names"]
+    stores.add_container(layout, image)
+
+
+def test_killed_between_the_record_and_the_name(layout: Layout) -> None:
+    container = stores.add_container(layout, stores.add_image(layout, TAR))
+    snapshots.remove(layout, container.id)
+    os.unlink(layout.container(container.id))
+    assert finished(layout) == []
+    assert records.names(layout.path("containers", "names")) == []
+
+
+def test_killed_while_an_image_or_a_layer_is_removed(layout: Layout) -> None:
+    image = stores.add_image(layout, TAR)
+    killed_at("image:after-unlink", lambda: images.remove(layout, image.hex))
+    killed_at("layer:after-unlink", lambda: layers.remove(layout, image.layers[0]))
+    assert finished(layout) == []
+    assert records.names(layout.path("images")) == records.names(layout.path("layers")) == []
+
+
+def test_an_upper_with_content_stays_though_nobody_owns_it(layout: Layout) -> None:
+    image = stores.add_image(layout, TAR)
+    stores.add_snapshot(layout, image.layers)
+    Path(layout.snapshot(stores.KEY, "upper"), "data").write_text("written")
+    assert finished(layout) == ["snapshot-orphan"]
+    assert Path(layout.snapshot(stores.KEY, "upper", ), "data").read_text() == "written"
+
+
+def test_what_is_not_ours_hinders_nobody_and_is_not_touched(layout: Layout) -> None:
+    for place in ("images", "layers", "snapshots", "containers", "containers/names"):
+        Path(layout.path(place), "NOTES").write_text("mine")
+        Path(layout.path(place), "lost+found").mkdir()
+    image = stores.add_image(layout, TAR)
+    stores.add_container(layout, image)
+    finished(layout)
+    for place in ("images", "layers", "snapshots", "containers", "containers/names"):
+        assert Path(layout.path(place), "NOTES").read_text() == "mine"
+        assert Path(layout.path(place), "lost+found").is_dir()
+
+
+@pytest.mark.parametrize("kind", ["image", "snapshot"])
+def test_no_layer_counts_as_unneeded_while_a_record_cannot_be_read(
+    layout: Layout, kind: str
+) -> None:
+    kept = stores.add_layers(layout, TAR).names[0]
+    stores.add_image(layout, OTHER)
+    assert gc.orphans(layout) == [kept]
+    assert gc.unneeded(layout, [kept]) == [kept]
+    if kind == "image":
+        other = stores.add_image(layout, TAR)
+        Path(layout.image(other.hex, "image.json")).write_text("{")
+    else:
+        stores.add_snapshot(layout, [kept])
+        Path(layout.snapshot(stores.KEY, "snapshot.json")).write_text('{"version": 9}')
+    assert gc.orphans(layout) == []
+    assert gc.unneeded(layout, [kept]) == []
+
+
+def test_who_needs_a_layer_is_read_from_images_and_snapshots(layout: Layout) -> None:
+    image = stores.add_image(layout, TAR, OTHER)
+    stores.add_container(layout, image)
+    users = gc.layer_users(layout)
+    assert users == {
+        name: [f"image {image.hex}", f"snapshot {stores.KEY}"] for name in image.layers
+    }
+
+
+def test_a_name_is_taken_once(layout: Layout) -> None:
+    image = stores.add_image(layout, TAR)
+    stores.add_container(layout, image)
+    with pytest.raises(Conflict, match="web"):
+        stores.add_container(layout, image, key=stores.OTHER_KEY)
+    assert finished(layout) == []
