@@ -12,44 +12,22 @@ from __future__ import annotations
 
 import os
 import secrets
-import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
 
 from overlayctl import names
-from overlayctl.digest import chain_ids, hex_of, of_bytes
-from overlayctl.errors import BadInput, Conflict, Holder, InUse, NotFound, Usage
-from overlayctl.store import containers, gc, images, layers, locks, records, snapshots, staging
+from overlayctl.errors import BadInput, Conflict, NotFound
+from overlayctl.store import containers, gc, images, layers, locks, records, snapshots
+from overlayctl.store.opened import Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from overlayctl.layout import Layout
     from overlayctl.mount import Merged
+    from overlayctl.runtime.loading import Loaded
+    from overlayctl.runtime.removal import Removed
     from overlayctl.store.check import Finding
     from overlayctl.store.images import Image
-    from overlayctl.store.ingest import Ingested, Progress, Wanted
-
-
-class Loaded(NamedTuple):
-    """An image that came in. ``moved`` are tags that stood for another image before."""
-
-    image_id: str
-    references: tuple[str, ...]
-    moved: tuple[tuple[str, str], ...]
-    notes: tuple[str, ...]
-    new_layers: int
-    layers: int
-
-
-class Removed(NamedTuple):
-    """What ``remove_image`` took away; ``freed`` in bytes, measured on the deleted files."""
-
-    untagged: tuple[str, ...]
-    image_id: str | None
-    layers: tuple[str, ...]
-    freed: int
+    from overlayctl.store.ingest import Progress
 
 
 class Created(NamedTuple):
@@ -61,34 +39,17 @@ class Created(NamedTuple):
 
 
 class Engine:
-    """A store, open."""
+    """A store, open, with everything that can be asked of it."""
 
-    def __init__(self, layout: Layout, marker: records.Record, lock_timeout: float) -> None:
-        self.layout = layout
-        self.marker = marker
-        self.store_id = str(marker.get("id"))
-        self._timeout = lock_timeout
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.layout = store.layout
 
     @classmethod
     def open(cls, root: str, *, lock_timeout: float = 30.0, create: bool = False) -> Engine:
         """The store at ``root``, made if it is missing and ``create`` is set."""
         layout, marker = records.open_store(root, create=create)
-        return cls(layout, marker, lock_timeout)
-
-    @contextmanager
-    def _deciding(self) -> Iterator[str]:
-        """Hold the store's lock, with what a killed command left finished and a staging place."""
-        with (
-            locks.hold(self.layout.root, exclusive=True, timeout=self._timeout),
-            staging.staging(self.layout) as place,
-        ):
-            gc.finish(self.layout)
-            yield place
-
-    def _attach(self, wanted: Sequence[str]) -> None:
-        from overlayctl.layer import attach
-
-        attach.attach(self.layout, self.store_id, dict.fromkeys(wanted))
+        return cls(Store(layout, marker, lock_timeout))
 
     # -- images ----------------------------------------------------------------------
 
@@ -99,39 +60,9 @@ class Engine:
 
         Raises BadInput and its kin for what is none; then nothing is left behind.
         """
-        from overlayctl import formats, oci
-        from overlayctl.layer import compression
-        from overlayctl.layer.archive import open_archive
-        from overlayctl.store.ingest import Wanted
+        from overlayctl.runtime import loading
 
-        host = oci.parse_platform(platform) if platform else None
-        chosen = names.stored(tag) if tag else None
-        with (
-            staging.staging(self.layout) as place,
-            open_archive(path, lambda: _spool(place)) as archive,
-        ):
-            found = formats.read_images(archive, platform=host)
-            if chosen and len(found) > 1:
-                raise Usage(
-                    f"the archive holds {len(found)} images: one --tag cannot name them all",
-                    hint="leave --tag out",
-                )
-            loaded = []
-            for image in found:
-                references = [*dict.fromkeys((*image.references, *([chosen] if chosen else [])))]
-                progress.start(sum(layer.source.size for layer in image.layers), len(image.layers))
-                wanted = [
-                    Wanted(
-                        layer.diff_id,
-                        partial(compression.chunks, layer.source, hashed=layer.blob_digest),
-                    )
-                    for layer in image.layers
-                ]
-                result = self._store(
-                    place, image.config, image.manifest, wanted, references, path, progress
-                )
-                loaded.append(result._replace(notes=(*image.notes, *result.notes)))
-            return loaded
+        return loading.load(self.store, path, tag=tag, platform=platform, progress=progress)
 
     def import_layers(
         self,
@@ -142,105 +73,10 @@ class Engine:
         progress: Progress,
     ) -> Loaded:
         """Make an image of plain layer tars, given bottom to top."""
-        from overlayctl import oci
-        from overlayctl.formats import plain
-        from overlayctl.layer import compression
-        from overlayctl.store.ingest import Wanted
+        from overlayctl.runtime import loading
 
-        if whiteouts != "oci":
-            raise Usage("only --whiteouts=oci is understood so far")
-        references = [names.stored(reference)] if reference else []
-        with (
-            staging.staging(self.layout) as place,
-            plain.open_layers(paths, lambda: _spool(place)) as opened,
-        ):
-            progress.start(sum(source.size for source in opened.sources), len(paths))
-            wanted = [
-                Wanted(None, partial(compression.chunks, source)) for source in opened.sources
-            ]
-            ingested = self._ingest(place, wanted, progress)
-            config = oci.new_config(
-                ingested.diff_ids, created=records.now(), comment="overlayctl import"
-            )
-            return self._commit(config, None, ingested, references, "import")
-
-    def _ingest(self, place: str, wanted: Sequence[Wanted], progress: Progress) -> Ingested:
-        from overlayctl.store.ingest import ingest_layers
-
-        inside = os.path.join(place, secrets.token_hex(4))
-        os.mkdir(inside)
-        return ingest_layers(self.layout, inside, wanted, progress)
-
-    def _store(
-        self,
-        place: str,
-        config: bytes,
-        manifest: bytes | None,
-        wanted: Sequence[Wanted],
-        references: Sequence[str],
-        origin: str,
-        progress: Progress,
-    ) -> Loaded:
-        while True:
-            ingested = self._ingest(place, wanted, progress)
-            try:
-                return self._commit(config, manifest, ingested, references, origin)
-            except _LayerWentError:
-                # Somebody removed a layer that was there when it was skipped: once more.
-                continue
-
-    def _commit(
-        self,
-        config: bytes,
-        manifest: bytes | None,
-        ingested: Ingested,
-        references: Sequence[str],
-        origin: str,
-    ) -> Loaded:
-        """The final burst under the lock: layers, then the image, then its tags."""
-        from overlayctl import oci
-
-        if manifest is None:
-            sizes = zip(ingested.diff_ids, ingested.tar_sizes, strict=True)
-            manifest = oci.new_manifest(config, list(sizes))
-        image_hex = hex_of(of_bytes(config))
-        chains = chain_ids(ingested.diff_ids)
-        record = {
-            "id": f"sha256:{image_hex}",
-            "loaded": records.now(),
-            "created": _created(config),
-            "origin": os.path.basename(origin),
-            "layers": [
-                {"name": name, "diff_id": diff_id, "chain_id": chain, "size": size}
-                for name, diff_id, chain, size in zip(
-                    ingested.names, ingested.diff_ids, chains, ingested.sizes, strict=True
-                )
-            ],
-        }
-        with self._deciding() as own:
-            if any(
-                name not in ingested.staged and not layers.exists(self.layout, name)
-                for name in ingested.names
-            ):
-                raise _LayerWentError
-            new = [
-                layers.commit(self.layout, staged, name) for name, staged in ingested.staged.items()
-            ]
-            records.sync_directory(self.layout.path("layers"))
-            images.commit(self.layout, own, record, image_hex, config, manifest)
-            moved = []
-            for reference in references:
-                before = images.tag(self.layout, own, reference, image_hex)
-                if before:
-                    moved.append((names.familiar(reference), f"sha256:{before}"))
-            self._attach(ingested.names)
-        return Loaded(
-            f"sha256:{image_hex}",
-            tuple(map(names.familiar, references)),
-            tuple(moved),
-            ingested.notes,
-            sum(new),
-            len(ingested.names),
+        return loading.import_layers(
+            self.store, paths, reference=reference, whiteouts=whiteouts, progress=progress
         )
 
     def images(self) -> list[dict[str, Any]]:
@@ -265,8 +101,8 @@ class Engine:
     def _visible(self, name: str) -> Image:
         """The image, its layers attached where this process may mount."""
         image, _ = images.resolve(self.layout, name)
-        with locks.hold(self.layout.root, exclusive=True, timeout=self._timeout):
-            self._attach(image.layers)
+        with self.store.locked():
+            self.store.attach(image.layers)
         return image
 
     def image_exists(self, name: str) -> bool:
@@ -280,7 +116,7 @@ class Engine:
     def tag(self, source: str, target: str) -> str | None:
         """Let ``target`` stand for the image ``source``; the id it stood for before."""
         reference = names.stored(target)
-        with self._deciding() as own:
+        with self.store.deciding() as own:
             image, _ = images.resolve(self.layout, source)
             before = images.tag(self.layout, own, reference, image.hex)
         return f"sha256:{before}" if before else None
@@ -290,56 +126,9 @@ class Engine:
 
         Raises InUse naming each container that needs it and each place it is mounted.
         """
-        with self._deciding():
-            image, reference = images.resolve(self.layout, name)
-            tied = sorted(r for r, h in images.tags(self.layout).items() if h == image.hex)
-            shown = tuple(map(names.familiar, tied))
-            if reference and len(tied) > 1:
-                if not dry_run:
-                    images.untag(self.layout, reference)
-                return Removed((names.familiar(reference),), None, (), 0)
-            if len(tied) > 1 and not force:
-                raise Conflict(
-                    f"image {names.short(image.hex)} has {len(tied)} tags: "
-                    + ", ".join(map(names.familiar, tied)),
-                    hint="overlayctl rmi TAG unties one, overlayctl rmi -f removes all",
-                )
-            self._refuse_used(image, tied, force=force)
-            holders = self._containers_of(image)
-            if dry_run:
-                return Removed(shown, None if holders else image.id, (), 0)
-            for tag in tied:
-                images.untag(self.layout, tag)
-            if holders:
-                # As docker's -f does: the name goes, what the container needs stays.
-                return Removed(shown, None, (), 0)
-            images.remove(self.layout, image.hex)
-            users = gc.layer_users(self.layout)
-            gone = [n for n in dict.fromkeys(image.layers[::-1]) if n not in users]
-            by_name = dict(zip(image.layers, image.diff_ids, strict=True))
-            freed = sum(layers.remove(self.layout, n) for n in gone)
-            return Removed(shown, image.id, tuple(by_name[n] for n in gone), freed)
+        from overlayctl.runtime import removal
 
-    def _containers_of(self, image: Image) -> list[Holder]:
-        return [
-            Holder("container", found.name, f"overlayctl rm {found.name}")
-            for found in containers.readable(self.layout)
-            if found.image == image.hex
-        ]
-
-    def _refuse_used(self, image: Image, tied: Sequence[str], *, force: bool) -> None:
-        from overlayctl.runtime import mounts
-
-        holders = [
-            Holder("mount", view.target, f"overlayctl umount {view.target}")
-            for view in mounts.mounted(self.store_id, everywhere=True)
-            if view.kind == "image" and view.id == image.hex
-        ]
-        if not force:
-            holders = self._containers_of(image) + holders
-        if holders:
-            shown = names.familiar(tied[0]) if tied else names.short(image.hex)
-            raise InUse(f"image {shown} ({names.short(image.hex)})", holders)
+        return removal.remove_image(self.store, name, force=force, dry_run=dry_run)
 
     # -- mounts ----------------------------------------------------------------------
 
@@ -349,10 +138,10 @@ class Engine:
         """Mount the image's read-only view; the path."""
         from overlayctl.runtime import mounts
 
-        with locks.hold(self.layout.root, exclusive=True, timeout=self._timeout):
+        with self.store.locked():
             image, _ = images.resolve(self.layout, name)
             return mounts.mount_image(
-                self.layout, self.store_id, image.hex, image.layers,
+                self.layout, self.store.id, image.hex, image.layers,
                 os.path.realpath(directory) if directory else None, suid=suid, dev=dev,
             )  # fmt: skip
 
@@ -360,8 +149,8 @@ class Engine:
         """Unmount an image's views, or the one at a directory; the image id."""
         from overlayctl.runtime import mounts
 
-        with locks.hold(self.layout.root, exclusive=True, timeout=self._timeout):
-            views = [v for v in mounts.mounted(self.store_id) if v.kind == "image"]
+        with self.store.locked():
+            views = [v for v in mounts.mounted(self.store.id) if v.kind == "image"]
             there = [v for v in views if v.target == os.path.realpath(name)]
             if not there:
                 image, _ = images.resolve(self.layout, name)
@@ -389,7 +178,7 @@ class Engine:
                 "WorkDir": view.work or None,
                 "Options": view.options,
             }
-            for view in mounts.mounted(self.store_id)
+            for view in mounts.mounted(self.store.id)
         ]
 
     # -- layers ----------------------------------------------------------------------
@@ -453,8 +242,8 @@ class Engine:
     def layer_path(self, spec: str) -> str:
         """The layer's diff path, attached."""
         name = self.layer_name(spec)
-        with locks.hold(self.layout.root, exclusive=True, timeout=self._timeout):
-            self._attach([name])
+        with self.store.locked():
+            self.store.attach([name])
         return self.layout.diff(name)
 
     def layer_files(self, spec: str) -> Iterator[dict[str, Any]]:
@@ -495,7 +284,7 @@ class Engine:
         """Take one diff path away, or all that this namespace has; their names."""
         from overlayctl.layer import attach
 
-        with locks.hold(self.layout.root, exclusive=True, timeout=self._timeout):
+        with self.store.locked():
             wanted = [self.layer_name(spec)] if spec else attach.attached(self.layout)
             return [name for name in wanted if attach.detach(self.layout, name)]
 
@@ -509,7 +298,7 @@ class Engine:
         if name is not None:
             names.container_name(name)
         identifier = secrets.token_hex(32)
-        with self._deciding() as own:
+        with self.store.deciding() as own:
             found, reference = images.resolve(self.layout, image)
             config = images.config(self.layout, found).get("config") or {}
             container = containers.Container(
@@ -539,15 +328,15 @@ class Engine:
     def _views(self) -> dict[str, Merged]:
         from overlayctl.runtime import mounts
 
-        return {v.id: v for v in mounts.mounted(self.store_id) if v.kind == "container"}
+        return {v.id: v for v in mounts.mounted(self.store.id) if v.kind == "container"}
 
     def inspect_container(self, name: str) -> dict[str, Any]:
         """The ``container inspect`` of docker, the layers attached."""
         from overlayctl.inspect import describe
 
         found = containers.resolve(self.layout, name)
-        with locks.hold(self.layout.root, exclusive=True, timeout=self._timeout):
-            self._attach(snapshots.get(self.layout, found.id).layers)
+        with self.store.locked():
+            self.store.attach(snapshots.get(self.layout, found.id).layers)
         return describe.container(self.layout, found, self._views())
 
     def inspect(self, name: str) -> dict[str, Any]:
@@ -575,8 +364,8 @@ class Engine:
 
         found = containers.resolve(self.layout, name)
         return mounts.mount_container(
-            self.layout, self.store_id, found.id,
-            volatile=volatile, xino=xino, timeout=self._timeout,
+            self.layout, self.store.id, found.id,
+            volatile=volatile, xino=xino, timeout=self.store.timeout,
         )  # fmt: skip
 
     def unmount_container(self, name: str, *, lazy: bool) -> str:
@@ -584,7 +373,7 @@ class Engine:
         from overlayctl.runtime import mounts
 
         found = containers.resolve(self.layout, name)
-        with locks.hold(self.layout.snapshot(found.id), exclusive=True, timeout=self._timeout):
+        with locks.hold(self.layout.snapshot(found.id), exclusive=True, timeout=self.store.timeout):
             view = self._views().get(found.id)
             if view is None:
                 raise NotFound(f"container {name} is not mounted", hint="overlayctl mounts")
@@ -596,31 +385,9 @@ class Engine:
 
         Raises InUse while it is mounted; ``force`` unmounts it first.
         """
-        from overlayctl.runtime import mounts
+        from overlayctl.runtime import removal
 
-        found = containers.resolve(self.layout, name)
-        with (
-            locks.hold(self.layout.snapshot(found.id), exclusive=True, timeout=self._timeout),
-            self._deciding(),
-        ):
-            views = [
-                v
-                for v in mounts.mounted(self.store_id, everywhere=True)
-                if v.kind == "container" and v.id == found.id
-            ]
-            own = [v for v in views if v.pid == os.getpid()]
-            if views and (not force or len(own) < len(views)):
-                raise InUse(
-                    f"container {found.name}",
-                    [Holder("mount", v.target, f"overlayctl umount {found.name}") for v in views],
-                )
-            if dry_run:
-                return found.id
-            for view in own:
-                mounts.unmount(self.layout, view, lazy=False)
-            snapshots.remove(self.layout, found.id)
-            containers.remove(self.layout, found)
-        return found.id
+        return removal.remove_container(self.store, name, force=force, dry_run=dry_run)
 
     # -- the store -------------------------------------------------------------------
 
@@ -631,7 +398,7 @@ class Engine:
         first = check.check(self.layout, quick=quick)
         if not first:
             return []
-        with locks.hold(self.layout.root, exclusive=False, timeout=self._timeout):
+        with self.store.locked(exclusive=False):
             again = set(check.check(self.layout, quick=quick))
         return _rows(finding for finding in first if finding in again)
 
@@ -642,8 +409,8 @@ class Engine:
         free = os.statvfs(self.layout.root)
         return {
             "Root": self.layout.root,
-            "StoreId": self.store_id,
-            "Format": self.marker.get("format"),
+            "StoreId": self.store.id,
+            "Format": self.store.marker.get("format"),
             "Kernel": os.uname().release,
             "Images": len(images.listed(self.layout)),
             "Layers": len(layers.listed(self.layout)),
@@ -655,56 +422,9 @@ class Engine:
 
     def reset(self, *, dry_run: bool) -> dict[str, Any]:
         """Remove everything: unmount, detach, delete. Raises InUse for what is busy."""
-        from overlayctl.kernel import mounter, mounttable
-        from overlayctl.layer import attach
-        from overlayctl.runtime import mounts
+        from overlayctl.runtime import removal
 
-        plan = {
-            "Root": self.layout.root,
-            "Images": len(images.listed(self.layout)),
-            "Containers": [found.name for found in containers.readable(self.layout)],
-            "Layers": len(layers.listed(self.layout)),
-        }
-        if dry_run:
-            return plan
-        with locks.hold(self.layout.root, exclusive=True, timeout=self._timeout):
-            others = [
-                Holder("mount", f"{v.target} (seen by process {v.pid})", f"kill {v.pid}")
-                for v in mounts.mounted(self.store_id, everywhere=True)
-                if v.pid != os.getpid()
-            ]
-            if others:
-                raise InUse(f"the store {self.layout.root}", others)
-            for view in mounts.mounted(self.store_id)[::-1]:
-                mounts.unmount(self.layout, view, lazy=False)
-            for name in attach.attached(self.layout):
-                attach.detach(self.layout, name)
-            if mounttable.at(self.layout.attached):
-                mounter.unmount(self.layout.attached)
-            records.remove(self.layout.marker)
-            for name in records.names(self.layout.root):
-                path = self.layout.path(name)
-                if os.path.isdir(path) and not os.path.islink(path):
-                    shutil.rmtree(path)
-                else:
-                    os.unlink(path)
-        return plan
-
-
-class _LayerWentError(Exception):
-    """A layer that was there when the load looked is gone when it commits."""
-
-
-def _spool(place: str) -> int:
-    """An unlinked file in staging for input that cannot be read twice."""
-    return os.open(place, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-
-
-def _created(config: bytes) -> str:
-    import json
-
-    value = json.loads(config)
-    return str(value.get("created") or "") if isinstance(value, dict) else ""
+        return removal.reset(self.store, dry_run=dry_run)
 
 
 def _rows(findings: Iterator[Finding]) -> list[dict[str, Any]]:

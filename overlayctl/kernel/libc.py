@@ -10,6 +10,7 @@ Sources: the man page of each call; include/uapi/linux/{mount,stat,openat2,fs}.h
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
 from fcntl import ioctl
@@ -21,6 +22,7 @@ AT_FDCWD = -100
 AT_EMPTY_PATH = 0x1000
 AT_SYMLINK_NOFOLLOW = 0x100
 AT_RECURSIVE = 0x8000
+AT_STATX_DONT_SYNC = 0x4000
 
 FSOPEN_CLOEXEC = 1
 FSMOUNT_CLOEXEC = 1
@@ -36,6 +38,7 @@ MS_PRIVATE = 1 << 18
 MS_REC = 1 << 14
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
+CLONE_FS = 0x0000_0200
 CLONE_NEWNS = 0x0002_0000
 
 RESOLVE_NO_XDEV = 1
@@ -47,6 +50,7 @@ RESOLVE_IN_ROOT = 16
 SYNC_FILE_RANGE_WRITE = 2
 ST_RDONLY = 1
 STATX_ATTR_MOUNT_ROOT = 0x2000
+STATX_MNT_ID = 0x1000
 STATX_MNT_ID_UNIQUE = 0x4000
 
 EROFS_MAGIC = 0xE0F5_E1E2
@@ -57,6 +61,7 @@ _FSCONFIG_SET_STRING = 1
 _FSCONFIG_SET_FD = 5
 _FSCONFIG_CMD_CREATE = 6
 _STATMOUNT_OPTIONS = 0x80
+_MOUNT_OPTIONS_MAX = 4096
 _FS_IOC_GETFSUUID = 0x8011_1500
 
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 429, 430, 431, 432
@@ -69,6 +74,14 @@ _libc.syscall.restype = ctypes.c_long
 def _failed(name: str) -> OSError:
     error = ctypes.get_errno()
     return OSError(error, os.strerror(error), name)
+
+
+def _path(path: Path) -> bytes:
+    """The bytes of a path. The kernel would stop at a NUL, and act on another path."""
+    raw = os.fsencode(path)
+    if b"\0" in raw:
+        raise OSError(errno.EINVAL, "a NUL in a path", path)
+    return raw
 
 
 def _call(name: str, number: int, *arguments: int | bytes | ctypes.Array[ctypes.c_char]) -> int:
@@ -91,7 +104,7 @@ def fsopen(fs_type: str) -> int:
 
 def fsconfig_string(fd: int, key: str, value: Path) -> None:
     """Set a parameter to text: at most 255 bytes, longer is EINVAL without a word in the log."""
-    _call("fsconfig", _FSCONFIG, fd, _FSCONFIG_SET_STRING, key.encode(), os.fsencode(value), 0)
+    _call("fsconfig", _FSCONFIG, fd, _FSCONFIG_SET_STRING, key.encode(), _path(value), 0)
 
 
 def fsconfig_flag(fd: int, key: str) -> None:
@@ -116,15 +129,13 @@ def fsmount(fd: int, attributes: int) -> int:
 
 def move_mount(fd: int, target: Path) -> None:
     """Attach the detached mount ``fd`` at ``target``."""
-    _call(
-        "move_mount", _MOVE_MOUNT, fd, b"", AT_FDCWD, os.fsencode(target), MOVE_MOUNT_F_EMPTY_PATH
-    )
+    _call("move_mount", _MOVE_MOUNT, fd, b"", AT_FDCWD, _path(target), MOVE_MOUNT_F_EMPTY_PATH)
 
 
 def open_tree(path: Path, *, clone: bool = False) -> int:
     """An fd of the mount at ``path``, or of a detached copy of it."""
     flags = os.O_CLOEXEC | (OPEN_TREE_CLONE if clone else 0)
-    return _call("open_tree", _OPEN_TREE, AT_FDCWD, os.fsencode(path), flags)
+    return _call("open_tree", _OPEN_TREE, AT_FDCWD, _path(path), flags)
 
 
 def mount_setattr(fd: int, *, add: int = 0, remove: int = 0, propagation: int = 0) -> None:
@@ -136,22 +147,37 @@ def mount_setattr(fd: int, *, add: int = 0, remove: int = 0, propagation: int = 
 def openat2(dirfd: int, path: Path, flags: int, mode: int = 0, resolve: int = 0) -> int:
     """Open ``path`` below ``dirfd`` under the RESOLVE_* rules (openat2(2))."""
     how = ctypes.create_string_buffer(struct.pack("QQQ", flags | os.O_CLOEXEC, mode, resolve), 24)
-    return _call("openat2", _OPENAT2, dirfd, os.fsencode(path), how, 24)
+    return _call("openat2", _OPENAT2, dirfd, _path(path), how, 24)
 
 
 def is_mount_root(fd: int) -> bool:
     """Whether ``fd`` is the root of a mount (statx(2), STATX_ATTR_MOUNT_ROOT)."""
-    return bool(struct.unpack_from("Q", _statx(fd, 0), 8)[0] & STATX_ATTR_MOUNT_ROOT)
+    answer = _statx(fd, b"", AT_EMPTY_PATH, 0)
+    return bool(struct.unpack_from("Q", answer, 8)[0] & STATX_ATTR_MOUNT_ROOT)
 
 
 def mount_id(fd: int) -> int:
     """The 64-bit id, never used again, of the mount that ``fd`` lies on (since 6.8)."""
-    return int(struct.unpack_from("Q", _statx(fd, STATX_MNT_ID_UNIQUE), 0x90)[0])
+    return _mount_id(_statx(fd, b"", AT_EMPTY_PATH, STATX_MNT_ID_UNIQUE))
 
 
-def _statx(fd: int, mask: int) -> bytes:
+def table_id(fd: int) -> int:
+    """The id that mountinfo has for the mount that ``fd`` lies on: used again after unmount."""
+    return _mount_id(_statx(fd, b"", AT_EMPTY_PATH, STATX_MNT_ID))
+
+
+def table_id_at(path: Path) -> int:
+    """``table_id`` of what ``path`` leads to, without asking a server that may not answer."""
+    return _mount_id(_statx(AT_FDCWD, _path(path), AT_STATX_DONT_SYNC, STATX_MNT_ID))
+
+
+def _mount_id(answer: bytes) -> int:
+    return int(struct.unpack_from("Q", answer, 0x90)[0])
+
+
+def _statx(fd: int, path: bytes, flags: int, mask: int) -> bytes:
     buffer = ctypes.create_string_buffer(256)
-    if _libc.statx(fd, b"", AT_EMPTY_PATH, mask, buffer) < 0:
+    if _libc.statx(fd, path, flags, mask, buffer) < 0:
         raise _failed("statx")
     return buffer.raw
 
@@ -167,7 +193,7 @@ def mount_options(unique_id: int) -> str:
         try:
             _call("statmount", _STATMOUNT, request, buffer, size, 0)
         except OSError as error:
-            if error.errno != 75 or size > 1 << 22:  # EOVERFLOW: the answer is longer
+            if error.errno != errno.EOVERFLOW or size > 1 << 22:
                 raise
             size *= 4
             continue
@@ -178,13 +204,24 @@ def mount_options(unique_id: int) -> str:
 
 def umount2(target: Path, flags: int) -> None:
     """Unmount (umount2(2))."""
-    if _libc.umount2(os.fsencode(target), flags) < 0:
+    if _libc.umount2(_path(target), flags) < 0:
         raise _failed("umount2")
+
+
+def mount(source: Path, target: Path, fs_type: str, options: bytes) -> None:
+    """Mount in the way of old (mount(2)). E2BIG where the kernel would cut ``options``.
+
+    It copies 4,095 bytes, drops the rest, and mounts whatever the shorter text means.
+    """
+    if len(options) >= _MOUNT_OPTIONS_MAX:
+        raise OSError(errno.E2BIG, "mount(2) would cut the options", "mount")
+    if _libc.mount(_path(source), _path(target), fs_type.encode(), 0, options) < 0:
+        raise _failed("mount")
 
 
 def make_private(target: Path) -> None:
     """Stop mount events at ``target`` and all below from passing to other namespaces."""
-    if _libc.mount(b"none", os.fsencode(target), None, MS_PRIVATE | MS_REC, None) < 0:
+    if _libc.mount(b"none", _path(target), None, MS_PRIVATE | MS_REC, None) < 0:
         raise _failed("mount")
 
 
@@ -237,7 +274,7 @@ def fs_uuid(fd: int) -> bytes | None:
     try:
         ioctl(fd, _FS_IOC_GETFSUUID, buffer)
     except OSError as error:
-        if error.errno in (25, 22, 95):  # ENOTTY, EINVAL, EOPNOTSUPP: unknown here
+        if error.errno in (errno.ENOTTY, errno.EINVAL, errno.EOPNOTSUPP):
             return None
         raise
     return bytes(buffer[1 : 1 + buffer[0]])

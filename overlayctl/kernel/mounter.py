@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from typing import Self, assert_never
 
@@ -19,6 +20,7 @@ from overlayctl.mount import Erofs, Mount, Overlay, Tmpfs
 
 MAX_LOWERS = 500
 _STRING_MAX = 255
+_ATTEMPTS = 5
 _READ_ONLY_DATA = (
     libc.MOUNT_ATTR_RDONLY | libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV | libc.MOUNT_ATTR_NOEXEC
 )
@@ -37,6 +39,9 @@ def mount(what: Mount, target: str, *, attributes: int = 0) -> None:
                 libc.mount_setattr(fd, add=attributes)
         with _explained("move_mount", target, None):
             libc.move_mount(fd, target)
+        if isinstance(what, Overlay) and (less := _less_than_asked(fd, what)):
+            libc.umount2(target, libc.UMOUNT_NOFOLLOW | libc.MNT_DETACH)
+            raise KernelRefused("mount overlay", what.source, errno.EOPNOTSUPP, log=less)
     if isinstance(what, Tmpfs):
         libc.make_private(target)
 
@@ -65,26 +70,21 @@ def detached(what: Mount) -> Iterator[int]:
 
 
 def _erofs(what: Erofs, owned: ExitStack) -> int:
+    source = what.image
     if what.loop:
         from overlayctl.kernel import libmount
 
         source = owned.enter_context(libmount.loop_device(what.image))
-    else:
-        source = what.image
-    if len(os.fsencode(source)) > _STRING_MAX:
-        held = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
-        owned.callback(os.close, held)
-        source = f"/proc/self/fd/{held}"
-    with _explained("mount", what.image, None), KernelLog() as log:
+    with _explained("mount", what.image, None):
         context = libc.fsopen("erofs")
         owned.callback(os.close, context)
-        with _explained("mount", what.image, context, log):
-            libc.fsconfig_string(context, "source", source)
-            # A read-only loop device refuses a superblock that might be written (EACCES).
-            libc.fsconfig_flag(context, "ro")
-            if what.directio:
-                libc.fsconfig_flag(context, "directio")
-            return _create(context, _READ_ONLY_DATA, owned)
+    with KernelLog() as log, _explained("mount", what.image, context, log):
+        libc.fsconfig_string(context, "source", _text(source, source, owned))
+        # A read-only loop device refuses a superblock that might be written (EACCES).
+        libc.fsconfig_flag(context, "ro")
+        if what.directio:
+            libc.fsconfig_flag(context, "directio")
+        return _create(context, _READ_ONLY_DATA, owned)
 
 
 def _overlay(what: Overlay, owned: ExitStack) -> int:
@@ -93,35 +93,208 @@ def _overlay(what: Overlay, owned: ExitStack) -> int:
             f"{len(what.lowerdirs)} layers: the kernel's overlay takes at most {MAX_LOWERS}",
             hint="build the image with fewer layers (skopeo, buildah --squash)",
         )
+    uppers = (what.upperdir, what.workdir) if what.upperdir else ()
+    with KernelLog() as log:
+        # Where the kernel's warning cannot be read, every upper is under suspicion.
+        if not log.readable:
+            _refuse_used(uppers)
+        for _ in range(_ATTEMPTS):
+            with ExitStack() as attempt:
+                fd = _new_overlay(what, attempt, log)
+                said = log.lines()
+                if uppers and libc.fstatfs(fd).flags & libc.ST_RDONLY:
+                    raise KernelRefused(
+                        "mount overlay", what.source, errno.EROFS,
+                        log=["the kernel would mount it read-only", *said],
+                        hint="look at the work directory and at the space left on its filesystem",
+                    )  # fmt: skip
+                # The kernel only warns, and the second mount would break the first.
+                if not uppers or not any("in-use" in line for line in said):
+                    owned.push(attempt.pop_all())
+                    return fd
+            # The log is the whole machine's and names no path: the line may be another's.
+            _refuse_used(uppers)
+    raise KernelRefused(
+        "mount overlay", what.source, errno.EBUSY,
+        log=["other overlays keep being mounted on directories in use"],
+        hint="try again",
+    )  # fmt: skip
+
+
+def _new_overlay(what: Overlay, owned: ExitStack, log: KernelLog) -> int:
+    """An overlay in the best way this kernel knows, found by asking for it."""
     context = _context("overlay", what.source, owned)
-    with KernelLog() as log, _explained("mount overlay", what.source, context, log):
-        for lower in what.lowerdirs:
-            libc.fsconfig_fd(context, "lowerdir+", _layer(lower, owned))
-        if what.upperdir:
-            for key, path in (("upperdir", what.upperdir), ("workdir", what.workdir)):
-                directory = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-                owned.callback(os.close, directory)
-                libc.fsconfig_fd(context, key, directory)
-        for key, value in _OVERLAY_OPTIONS:
+    try:
+        return _by_context(context, what, owned, log, by_fd=True)
+    except KernelRefused as error:
+        # Layers by descriptor are known from 6.13 on, layers one by one from 6.5 on; before
+        # that a context of overlayfs is but mount(2) in disguise, and takes 255 bytes.
+        if error.errno == errno.EBADF:
+            context = _context("overlay", what.source, owned)
+            return _by_context(context, what, owned, log, by_fd=False)
+        if error.errno == errno.EOPNOTSUPP:
+            return _by_mount(what, owned, log)
+        raise
+
+
+def _by_context(
+    context: int, what: Overlay, owned: ExitStack, log: KernelLog, *, by_fd: bool
+) -> int:
+    for lower in what.lowerdirs:
+        fd = _layer(lower, owned)
+        with _explained("mount overlay", what.source, context, log):
+            if by_fd:
+                libc.fsconfig_fd(context, "lowerdir+", fd)
+            else:
+                libc.fsconfig_string(context, "lowerdir+", _text(lower, fd, owned))
+    for key, path in (("upperdir", what.upperdir), ("workdir", what.workdir)):
+        if not what.upperdir:
+            break
+        fd = _directory(path, owned)
+        with _explained("mount overlay", what.source, context, log):
+            if by_fd:
+                libc.fsconfig_fd(context, key, fd)
+            else:
+                # Unlike a layer's, these strings are still unescaped.
+                escaped = path.replace("\\", "\\\\")
+                libc.fsconfig_string(context, key, _text(escaped, fd, owned))
+    with _explained("mount overlay", what.source, context, log):
+        for key, value in _options(what):
             libc.fsconfig_string(context, key, value)
-        libc.fsconfig_string(context, "xino", "on" if what.xino else "off")
-        if what.volatile:
+        if what.upperdir and what.volatile:
             libc.fsconfig_flag(context, "volatile")
-        fd = _create(context, 0 if what.upperdir else libc.MOUNT_ATTR_RDONLY, owned)
-        said = log.lines()
-        if what.upperdir:
-            # The kernel only warns, and the second mount would break the first.
-            if any("in-use" in line for line in said):
-                raise InUse(
-                    what.upperdir, [Holder("another overlay mount", "of the same upper", "")]
-                )
-            if libc.fstatfs(fd).flags & libc.ST_RDONLY:
-                raise KernelRefused(
-                    "mount overlay", what.source, errno.EROFS,
-                    log=["the kernel would mount it read-only", *said],
-                    hint="look at the work directory and at the space left on its filesystem",
-                )  # fmt: skip
-        return fd
+        return _create(context, 0 if what.upperdir else libc.MOUNT_ATTR_RDONLY, owned)
+
+
+def _by_mount(what: Overlay, owned: ExitStack, log: KernelLog) -> int:
+    """Through mount(2), in a mount namespace that one thread makes, uses and leaves.
+
+    There it may change its directory, so that a layer's name is the number of an fd, and
+    500 fit into what mount(2) reads. A copy of the mount comes out detached.
+    """
+
+    def build() -> int:
+        with ExitStack() as inside:
+            with _explained("unshare", what.source, None):
+                libc.unshare(libc.CLONE_FS | libc.CLONE_NEWNS)
+                libc.make_private("/")
+            # Opened here: the kernel refuses layers of another namespace's mounts.
+            layers = [_layer(lower, inside) for lower in what.lowerdirs]
+            options = ["lowerdir=" + ":".join(map(str, layers))]
+            if what.upperdir:
+                options.append(f"upperdir={_directory(what.upperdir, inside)}")
+                options.append(f"workdir={_directory(what.workdir, inside)}")
+            options += [f"{key}={value}" for key, value in _options(what)]
+            options += ["volatile"] if what.upperdir and what.volatile else []
+            with _explained("mount overlay", what.source, None, log):
+                os.chdir("/proc/self/fd")
+                libc.mount(what.source, what.lowerdirs[0], "overlay", ",".join(options).encode())
+                fd = libc.open_tree(what.lowerdirs[0], clone=True)
+            return fd
+
+    with ThreadPoolExecutor(1) as thread:
+        fd = thread.submit(build).result()
+    owned.callback(os.close, fd)
+    if not what.upperdir:
+        with _explained("mount_setattr", what.source, None):
+            libc.mount_setattr(fd, add=libc.MOUNT_ATTR_RDONLY)
+    return fd
+
+
+def _options(what: Overlay) -> list[tuple[str, str]]:
+    return [*_OVERLAY_OPTIONS, ("xino", "on" if what.xino else "off")]
+
+
+def _less_than_asked(fd: int, what: Overlay) -> list[str]:
+    """What the attached overlay does otherwise than asked; nothing where it cannot be known."""
+    try:
+        text = libc.mount_options(libc.mount_id(fd))
+    except OSError as error:
+        if error.errno in (errno.ENOSYS, errno.EPERM, errno.ENOENT, errno.EINVAL):
+            return []
+        raise
+    shown = dict(option.partition("=")[::2] for option in text.split(","))
+    less = [
+        f"{key}={value} was asked, the mount has {key}={real}"
+        for key, value in _options(what)
+        if (real := shown.get(key) or _default(key)) not in ("", value)
+    ]
+    if what.upperdir and what.volatile and not {"volatile", "fsync"} & shown.keys():
+        less.append("volatile was asked, the mount is not")
+    return less
+
+
+def _default(key: str) -> str:
+    """The value that the kernel does not show because it is this kernel's default; or ""."""
+    try:
+        name = "xino_auto" if key == "xino" else key
+        with open(f"/sys/module/overlay/parameters/{name}") as file:
+            chosen = file.read().startswith("Y")
+    except FileNotFoundError:
+        return ""
+    match key, chosen:
+        case "xino", True:
+            return "auto"
+        case "redirect_dir", False:
+            # "follow" or "nofollow": which one, another parameter says. Shown if not that.
+            return ""
+        case _:
+            return "on" if chosen else "off"
+
+
+def upper_in_use(path: str) -> bool:
+    """Whether ``path`` is the upperdir or workdir of a live overlay in any mount namespace.
+
+    An overlay whose upper is also its workdir is never mounted: the kernel says EBUSY if
+    the directory has an owner, else EINVAL, before it touches anything. It leaves an error
+    in the kernel log. Raises KernelRefused where the question cannot be asked.
+    """
+    with ExitStack() as owned:
+        name = f"/proc/self/fd/{_directory(path, owned)}"
+        options = f"lowerdir={name},upperdir={name},workdir={name},index=on"
+        try:
+            libc.mount("overlayctl:probe", path, "overlay", options.encode())
+        except OSError as error:
+            if error.errno == errno.EBUSY:
+                return True
+            if error.errno == errno.EINVAL:
+                return False
+            raise KernelRefused("mount overlay", path, error.errno or errno.EIO) from error
+    libc.umount2(path, libc.UMOUNT_NOFOLLOW | libc.MNT_DETACH)
+    return False
+
+
+def _refuse_used(uppers: Sequence[str]) -> None:
+    for path in uppers:
+        if upper_in_use(path):
+            raise InUse(path, _overlays_on(os.path.realpath(path)))
+
+
+def _overlays_on(path: str) -> list[Holder]:
+    from overlayctl.kernel import mounttable
+
+    return [
+        Holder("the overlay", f"at {m.mount_point} (seen by process {pid})", "")
+        for pid, m in mounttable.everywhere()
+        if m.fs_type == "overlay" and path in m.option("upperdir") + m.option("workdir")
+    ] or [Holder("an overlay", "that cannot be seen from here", "")]
+
+
+def _directory(path: str, owned: ExitStack) -> int:
+    with _explained("open", path, None):
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    owned.callback(os.close, fd)
+    return fd
+
+
+def _text(path: str, held: int | str, owned: ExitStack) -> str:
+    """``path``, or where it is too long for a parameter, the name of an fd of it."""
+    if len(os.fsencode(path)) <= _STRING_MAX:
+        return path
+    if isinstance(held, str):
+        held = os.open(held, os.O_RDONLY | os.O_CLOEXEC)
+        owned.callback(os.close, held)
+    return f"/proc/self/fd/{held}"
 
 
 def _layer(path: str, owned: ExitStack) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
+
+from overlayctl.kernel import libc
 
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
@@ -43,9 +46,28 @@ def read(pid: int | str = "self") -> list[MountInfo]:
 
 
 def at(path: str) -> MountInfo | None:
-    """The mount whose root is visible at ``path``, which must be absolute and resolved."""
-    found = [mount for mount in read() if mount.mount_point == path]
-    return found[-1] if found else None
+    """The mount whose root is visible at ``path``; None if none is, or a link lies there.
+
+    The kernel is asked: the table also lists what other mounts cover, and its order is
+    that in which mounts were made, not in which they lie on one another.
+    """
+    try:
+        fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        if not libc.is_mount_root(fd):
+            return None
+        wanted = libc.table_id(fd)
+    finally:
+        os.close(fd)
+    return next((mount for mount in read() if mount.mount_id == wanted), None)
+
+
+def below(prefix: str) -> list[MountInfo]:
+    """The mounts at ``prefix`` and deeper, in this namespace; ``prefix`` is absolute, resolved."""
+    inside = prefix.rstrip("/") + "/"
+    return [m for m in read() if m.mount_point == prefix or m.mount_point.startswith(inside)]
 
 
 def everywhere() -> Iterator[tuple[int, MountInfo]]:
@@ -58,8 +80,13 @@ def everywhere() -> Iterator[tuple[int, MountInfo]]:
                 continue
             seen.add(namespace)
             mounts = read(name)
-        except (FileNotFoundError, ProcessLookupError, PermissionError, OSError):
-            continue
+        except OSError as error:
+            # EINVAL: a process that is ending has no namespace any more.
+            if error.errno in (
+                errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM, errno.EINVAL
+            ):  # fmt: skip
+                continue
+            raise
         pid = os.getpid() if name == "self" else int(name)
         for mount in mounts:
             yield pid, mount

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -33,8 +34,8 @@ def commit(layout: Layout, staging: str, container: Container) -> None:
     """
     link = layout.container_name(container.name)
     if os.path.lexists(link):
-        holder = os.readlink(link)
-        if os.path.exists(layout.container(holder)):
+        holder = named(layout, container.name)
+        if holder and os.path.exists(layout.container(holder)):
             raise Conflict(
                 f"the name {container.name!r} is taken by container {names.short(holder)}",
                 hint=f"overlayctl rm {container.name}, or choose another --name",
@@ -48,6 +49,16 @@ def commit(layout: Layout, staging: str, container: Container) -> None:
     os.rename(staged, layout.container(container.id))
     records.sync_directory(layout.path("containers"))
     fault("container:after-rename")
+
+
+def named(layout: Layout, name: str) -> str | None:
+    """The id that a name's symlink holds, whether or not it has a record."""
+    try:
+        return os.readlink(layout.container_name(name))
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.EINVAL}:
+            return None
+        raise
 
 
 def get(layout: Layout, container_id: str) -> Container:
@@ -67,10 +78,18 @@ def get(layout: Layout, container_id: str) -> Container:
 def listed(layout: Layout) -> list[str]:
     """The ids of all containers: a record, and a snapshot that is kept."""
     return [
+        container_id
+        for container_id in recorded(layout)
+        if os.path.exists(layout.snapshot(container_id, "keep"))
+    ]
+
+
+def recorded(layout: Layout) -> list[str]:
+    """The ids of all records, of those too whose snapshot is gone."""
+    return [
         name.removesuffix(".json")
         for name in records.names(layout.path("containers"))
         if name.endswith(".json")
-        and os.path.exists(layout.snapshot(name.removesuffix(".json"), "keep"))
     ]
 
 
@@ -88,9 +107,10 @@ def readable(layout: Layout) -> list[Container]:
 def resolve(layout: Layout, text: str) -> Container:
     """The container of that name or id's start. Raises NotFound with close names, Ambiguous."""
     ids = listed(layout)
-    link = layout.container_name(text) if "/" not in text and text not in ("", ".", "..") else ""
-    if link and os.path.islink(link) and os.readlink(link) in ids:
-        return get(layout, os.readlink(link))
+    safe = "/" not in text and "\0" not in text and text not in {"", ".", ".."}
+    holder = named(layout, text) if safe else None
+    if holder in ids:
+        return get(layout, holder)
     try:
         return get(layout, names.match(text, ids))
     except NotFound:
@@ -104,6 +124,5 @@ def resolve(layout: Layout, text: str) -> Container:
 def remove(layout: Layout, container: Container) -> None:
     """Take away the record and the name of a container whose snapshot is gone."""
     records.remove(layout.container(container.id))
-    link = layout.container_name(container.name)
-    if os.path.islink(link) and os.readlink(link) == container.id:
-        os.unlink(link)
+    if named(layout, container.name) == container.id:
+        os.unlink(layout.container_name(container.name))

@@ -2,66 +2,105 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from overlayctl.errors import OverlayctlError
-from overlayctl.store import images, layers, records, snapshots, staging
+from overlayctl.layer import attach
+from overlayctl.store import containers, images, layers, records, snapshots, staging
 
 if TYPE_CHECKING:
     from overlayctl.layout import Layout
 
+# What else lies in these directories (lost+found, a person's notes) is left alone.
+_IMAGE = re.compile(r"[0-9a-f]{64}")
+_LAYER = re.compile(r"[0-9a-f]{64}(-[0-9a-f]+)?")
+
 
 def layer_users(layout: Layout) -> dict[str, list[str]]:
     """Each layer that something names: ``image <id>`` and ``snapshot <key>`` who do."""
-    users: dict[str, list[str]] = {}
-    for image in images.readable(layout):
-        for name in dict.fromkeys(image.layers):
-            users.setdefault(name, []).append(f"image {image.hex}")
-    for key in snapshots.listed(layout):
-        try:
-            snapshot = snapshots.get(layout, key)
-        except OverlayctlError:
-            continue
-        for name in dict.fromkeys(snapshot.layers):
-            users.setdefault(name, []).append(f"snapshot {key}")
-    return users
+    return _scan(layout)[0]
 
 
 def orphans(layout: Layout) -> list[str]:
     """Stored layers that nobody names. None while a record cannot be read: it may name them."""
-    if len(images.readable(layout)) < len(images.listed(layout)):
-        return []
-    users = layer_users(layout)
-    return [name for name in layers.listed(layout) if name not in users]
+    return unneeded(layout, layers.listed(layout))
+
+
+def unneeded(layout: Layout, wanted: Iterable[str]) -> list[str]:
+    """Those of the layers that nobody names. None while a record cannot be read."""
+    users, complete = _scan(layout)
+    return [name for name in wanted if name not in users] if complete else []
+
+
+def _scan(layout: Layout) -> tuple[dict[str, list[str]], bool]:
+    """The users of each layer, and whether every record could be read."""
+    users: dict[str, list[str]] = {}
+    found: list[tuple[str, tuple[str, ...]]] = []
+    complete = True
+    for image_hex in images.listed(layout):
+        try:
+            found.append((f"image {image_hex}", images.get(layout, image_hex).layers))
+        except OverlayctlError:
+            complete = False
+    for key in snapshots.listed(layout):
+        try:
+            found.append((f"snapshot {key}", snapshots.get(layout, key).layers))
+        except OverlayctlError:
+            complete = False
+    for user, names in found:
+        for name in dict.fromkeys(names):
+            users.setdefault(name, []).append(user)
+    return users, complete
 
 
 def finish(layout: Layout) -> None:
     """Finish what a killed command left; the caller holds the store's lock.
 
-    Only what was being made or unmade goes: nothing that a person made complete.
+    Only what was being made or unmade goes: nothing that a person made complete. What
+    cannot be removed hinders nobody: ``check`` names it.
     """
     staging.sweep(layout)
     for name in records.names(layout.path("images")):
-        if not os.path.exists(layout.image(name, "image.json")):
-            shutil.rmtree(layout.image(name))
+        if _IMAGE.fullmatch(name) and not os.path.exists(layout.image(name, "image.json")):
+            shutil.rmtree(layout.image(name), ignore_errors=True)
     for name in records.names(layout.path("layers")):
-        if not os.listdir(layout.layer(name)):
-            os.rmdir(layout.layer(name))
-    for key in records.names(layout.path("snapshots")):
-        recorded = os.path.exists(layout.container(key))
-        kept = os.path.exists(layout.snapshot(key, "keep"))
-        upper = layout.snapshot(key, "upper")
-        empty = not os.path.isdir(upper) or not os.listdir(upper)
-        if not os.path.lexists(layout.merged(key)) and (
-            (not kept and not recorded) or (not recorded and empty)
-        ):
-            shutil.rmtree(layout.snapshot(key))
-        elif not kept and recorded and not os.path.lexists(layout.merged(key)):
-            records.remove(layout.container(key))
-            shutil.rmtree(layout.snapshot(key))
+        if _LAYER.fullmatch(name) and not layers.exists(layout, name):
+            try:
+                os.rmdir(layout.layer(name))
+            except OSError as error:
+                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
+                    raise
+    for key in snapshots.stored(layout):
+        _finish_snapshot(layout, key)
+    for container_id in containers.recorded(layout):
+        # Its snapshot went first: the removal stopped before the record.
+        if not os.path.lexists(layout.snapshot(container_id)):
+            records.remove(layout.container(container_id))
     for name in records.names(layout.path("containers", "names")):
-        link = layout.container_name(name)
-        if not os.path.exists(layout.container(os.readlink(link))):
-            os.unlink(link)
+        holder = containers.named(layout, name)
+        if holder is not None and not os.path.exists(layout.container(holder)):
+            os.unlink(layout.container_name(name))
+
+
+def _finish_snapshot(layout: Layout, key: str) -> None:
+    kept = os.path.exists(layout.snapshot(key, "keep"))
+    owned = os.path.exists(layout.container(key))
+    if kept and (owned or not _is_empty(layout.snapshot(key, "upper"))):
+        return
+    merged = layout.merged(key)
+    if os.path.lexists(merged):
+        if attach.is_mounted(merged):
+            return
+        os.rmdir(merged)
+    records.remove(layout.snapshot(key, "keep"))
+    shutil.rmtree(layout.snapshot(key), ignore_errors=True)
+    records.remove(layout.container(key))
+
+
+def _is_empty(upper: str) -> bool:
+    return not os.path.isdir(upper) or not os.listdir(upper)

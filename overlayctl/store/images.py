@@ -8,7 +8,7 @@ import shutil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overlayctl import names
-from overlayctl.digest import DiffID, hex_of
+from overlayctl.digest import DiffID, hex_of, of_bytes
 from overlayctl.errors import Damaged, NotFound, OverlayctlError, Usage
 from overlayctl.store import records
 from overlayctl.store.records import Record, fault
@@ -35,10 +35,14 @@ class Image(NamedTuple):
 def commit(
     layout: Layout, staging: str, record: Record, image_hex: str, config: bytes, manifest: bytes
 ) -> None:
-    """Write an image in staging and move it in; the caller holds the store's lock."""
+    """Write an image in staging and move it in; the caller holds the store's lock.
+
+    One that is there stays as it is, unless it is damaged: then it is replaced.
+    """
     target = layout.image(image_hex)
-    if os.path.exists(layout.image(image_hex, "image.json")):
+    if _is_whole(layout, image_hex):
         return
+    records.remove(layout.image(image_hex, "image.json"))
     shutil.rmtree(target, ignore_errors=True)
     staged = os.path.join(staging, f"image-{image_hex}")
     os.mkdir(staged, 0o700)
@@ -50,6 +54,15 @@ def commit(
     os.rename(staged, target)
     records.sync_directory(layout.path("images"))
     fault("image:after-rename")
+
+
+def _is_whole(layout: Layout, image_hex: str) -> bool:
+    try:
+        get(layout, image_hex)
+        with open(layout.image(image_hex, "config.json"), "rb") as file:
+            return hex_of(of_bytes(file.read())) == image_hex
+    except (NotFound, Damaged, FileNotFoundError):
+        return False
 
 
 def get(layout: Layout, image_hex: str) -> Image:

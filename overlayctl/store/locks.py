@@ -12,7 +12,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from overlayctl.errors import Locked, NotFound
 
@@ -60,7 +60,7 @@ def _acquire(fd: int, path: str, *, exclusive: bool, deadline: float) -> None:
     while not _try(fd, kind):
         if time.monotonic() >= deadline:
             raise Locked(
-                f"{path} is locked by {_holder(fd)}",
+                f"{path} is locked by {_holders(fd)}",
                 hint="wait for it, or give --lock-timeout SECONDS",
                 path=path,
             )
@@ -84,16 +84,29 @@ def _still_at(fd: int, path: str) -> bool:
         return False
 
 
-def _holder(fd: int) -> str:
+def _holders(fd: int) -> str:
     """Who holds a lock on the inode of ``fd`` (proc_locks(5))."""
     inode = f":{os.fstat(fd).st_ino}"
+    found = []
     with open("/proc/locks") as file:
         for line in file:
+            # A waiter's line has "->" there. Its device is the superblock's, which on btrfs is
+            # not what stat gives: so the process's descriptors decide.
             fields = line.split()
-            if fields[1] == "FLOCK" and fields[5].endswith(inode):
-                try:
-                    with open(f"/proc/{fields[4]}/comm") as comm:
-                        return f"process {fields[4]} ({comm.read().strip()})"
-                except FileNotFoundError:
-                    break
-    return "a process not visible here"
+            if fields[1] == "FLOCK" and fields[5].endswith(inode) and _has(fields[4], fd):
+                with suppress(FileNotFoundError, ProcessLookupError):
+                    with open(f"/proc/{fields[4]}/comm", errors="replace") as comm:
+                        found.append(f"process {fields[4]} ({comm.read().strip()})")
+    return ", ".join(found) or "a process not visible here"
+
+
+def _has(pid: str, fd: int) -> bool:
+    """Whether the process has the directory of ``fd`` open."""
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(f"/proc/{pid}/fd/{name}"), os.fstat(fd)):
+                    return True
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return False
+    return False

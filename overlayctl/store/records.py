@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import secrets
 import signal
 from datetime import UTC, datetime
 from typing import Any
 
-from overlayctl.errors import Damaged, HostCannot, NotFound
+from overlayctl.errors import Conflict, Damaged, HostCannot, NotFound
 from overlayctl.layout import (
     COMPATIBLE,
     DIRECTORIES,
@@ -56,11 +56,13 @@ def read(path: str) -> Record:
     try:
         with open(path, "rb") as file:
             data = file.read()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise NotFound(f"there is no record {path}") from None
+    except IsADirectoryError:
+        data = b""
     try:
         record = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict) or not isinstance(record.get("version"), int):
         raise Damaged(f"the record {path} is damaged", hint="overlayctl system check", path=path)
@@ -98,7 +100,8 @@ def names(path: str) -> list[str]:
 def open_store(root: str, *, create: bool) -> tuple[Layout, Record]:
     """The store at ``root`` and its marker; made if it is not there and ``create`` is set.
 
-    Raises NotFound, Damaged, HostCannot for a store of a later format.
+    Raises NotFound, Damaged, HostCannot for a store of a later format, Conflict for making
+    one in a directory that holds something else.
     """
     layout = Layout(root)
     if create and not os.path.exists(layout.marker):
@@ -120,15 +123,19 @@ def open_store(root: str, *, create: bool) -> tuple[Layout, Record]:
 
 
 def _make(layout: Layout) -> None:
-    from overlayctl.layer import erofs
+    import secrets
 
-    os.makedirs(layout.root, mode=0o700, exist_ok=True)
+    from overlayctl.layer import erofs
+    from overlayctl.store.staging import staging
+
+    _claim(layout)
     for name in DIRECTORIES:
         os.makedirs(layout.path(name), mode=0o700, exist_ok=True)
-    staged = layout.path("ingest", secrets.token_hex(8))
-    try:
+    with staging(layout) as place:
         if not os.path.exists(layout.empty):
+            staged = os.path.join(place, "empty.erofs")
             erofs.write_empty(staged)
+            _sync_file(staged)
             os.rename(staged, layout.empty)
         marker = {
             "id": secrets.token_hex(8),
@@ -138,11 +145,33 @@ def _make(layout: Layout) -> None:
             "incompatible": list(INCOMPATIBLE),
             "created": now(),
         }
+        staged = os.path.join(place, "overlayctl.json")
         write(staged, encode(marker))
         # Two first commands at once: the one whose link comes second takes the other's marker.
-        os.link(staged, layout.marker)
-    except FileExistsError:
-        pass
-    finally:
-        remove(staged)
+        with contextlib.suppress(FileExistsError):
+            os.link(staged, layout.marker)
     sync_directory(layout.root)
+    sync_directory(os.path.dirname(layout.root))
+
+
+def _claim(layout: Layout) -> None:
+    """Make the root, 0700. Another's directory would lose its mode now and its files at reset."""
+    if os.path.exists(layout.root) and not os.path.isdir(layout.root):
+        raise Conflict(f"{layout.root} is no directory", hint="choose another --root")
+    ours = {*DIRECTORIES, "overlayctl.json", "empty.erofs", "lost+found"}
+    foreign = [name for name in names(layout.root) if name not in ours]
+    if foreign:
+        raise Conflict(
+            f"{layout.root} is no store and holds something else: {foreign[0]}",
+            hint="give --root an empty or a new directory",
+        )
+    os.makedirs(layout.root, mode=0o700, exist_ok=True)
+    os.chmod(layout.root, 0o700)
+
+
+def _sync_file(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -10,13 +10,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from overlayctl.errors import Damaged
+from overlayctl.errors import BadInput, Damaged, HostCannot, NotFound
 from overlayctl.layer import attach
 from overlayctl.mount import Overlay
 from overlayctl.store import layers as stored_layers
@@ -36,6 +37,13 @@ class Snapshot(NamedTuple):
     layers: tuple[str, ...]
 
 
+class Usage(NamedTuple):
+    """``disk`` in bytes, as blocks taken; hard links count once, the upper itself does not."""
+
+    disk: int
+    inodes: int
+
+
 def prepare(layout: Layout, staging: str, key: str, owner: str, layers: Sequence[str]) -> None:
     """Make the snapshot ``key``; the caller holds the store's lock.
 
@@ -45,8 +53,10 @@ def prepare(layout: Layout, staging: str, key: str, owner: str, layers: Sequence
     os.mkdir(staged, 0o700)
     upper = os.path.join(staged, "upper")
     os.mkdir(upper)
+    os.chmod(upper, 0o755)  # noqa: S103 (a root directory)
     if layers:
         _dress(layout, upper, layers[-1])
+    records.sync_directory(upper)
     records.write(
         os.path.join(staged, "snapshot.json"),
         records.encode({"key": key, "owner": owner, "layers": list(layers)}),
@@ -64,11 +74,24 @@ def _dress(layout: Layout, upper: str, top: str) -> None:
         root = index.root
         for name, value in index.xattrs(root).items():
             if unescape(name) is not None:
-                os.setxattr(upper, name, value)
+                _set_xattr(upper, name, value)
     os.chown(upper, root.uid, root.gid)
     os.chmod(upper, stat.S_IMODE(root.mode))
     time = root.mtime * 1_000_000_000 + root.mtime_ns
     os.utime(upper, ns=(time, time))
+
+
+def _set_xattr(upper: str, name: bytes, value: bytes) -> None:
+    try:
+        os.setxattr(upper, name, value)
+    except OSError as error:
+        if error.errno not in {errno.ENOTSUP, errno.ENOSPC, errno.E2BIG, errno.ERANGE}:
+            raise
+        raise HostCannot(
+            f"the store's filesystem cannot hold the xattr {os.fsdecode(name)} of the image's "
+            f"root directory: {error.strerror}",
+            hint="put the store on another filesystem (--root)",
+        ) from error
 
 
 def get(layout: Layout, key: str) -> Snapshot:
@@ -82,11 +105,17 @@ def get(layout: Layout, key: str) -> Snapshot:
 
 def listed(layout: Layout) -> list[str]:
     """The keys of all snapshots that are kept."""
-    return [
-        key
-        for key in records.names(layout.path("snapshots"))
-        if os.path.exists(layout.snapshot(key, "keep"))
-    ]
+    return [key for key in stored(layout) if os.path.exists(layout.snapshot(key, "keep"))]
+
+
+def stored(layout: Layout) -> list[str]:
+    """The keys of all snapshots, of those too that are being unmade."""
+    with os.scandir(layout.path("snapshots")) as entries:
+        return sorted(
+            entry.name
+            for entry in entries
+            if entry.name != "lost+found" and entry.is_dir(follow_symlinks=False)
+        )
 
 
 def lowers(layout: Layout, layers: Sequence[str]) -> list[str]:
@@ -106,8 +135,13 @@ def lowers(layout: Layout, layers: Sequence[str]) -> list[str]:
 
 
 def view(layout: Layout, source: str, layers: Sequence[str]) -> Overlay:
-    """The read-only merged view of the layers, which must be attached, with the empty image."""
+    """The read-only merged view of the layers, which must be attached, with the empty image.
+
+    Raises BadInput where there are no layers.
+    """
     used = lowers(layout, layers)
+    if not used:
+        raise BadInput("the image has no layers: there is nothing to mount")
     # One lower without an upper is EINVAL; a second that holds nothing changes nothing.
     if len(used) == 1:
         used.append(attach.EMPTY)
@@ -136,6 +170,26 @@ def mounts(layout: Layout, source: str, key: str, *, volatile: bool, xino: bool)
 def work_directories(layout: Layout, key: str) -> list[str]:
     """The names of the snapshot's work directories."""
     return [name for name in records.names(layout.snapshot(key)) if name.startswith("work.")]
+
+
+def usage(layout: Layout, key: str) -> Usage:
+    """What was written in the snapshot. Raises NotFound."""
+    seen: set[tuple[int, int]] = set()
+    disk = 0
+    pending = [layout.snapshot(key, "upper")]
+    try:
+        while pending:
+            with os.scandir(pending.pop()) as entries:
+                for entry in entries:
+                    found = entry.stat(follow_symlinks=False)
+                    if (found.st_dev, found.st_ino) not in seen:
+                        seen.add((found.st_dev, found.st_ino))
+                        disk += found.st_blocks * 512
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+    except FileNotFoundError:
+        raise NotFound(f"there is no snapshot {key}") from None
+    return Usage(disk, len(seen))
 
 
 def remove(layout: Layout, key: str) -> None:

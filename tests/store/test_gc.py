@@ -121,7 +121,16 @@ def test_an_upper_with_content_stays_though_nobody_owns_it(layout: Layout) -> No
     stores.add_snapshot(layout, image.layers)
     Path(layout.snapshot(stores.KEY, "upper"), "data").write_text("written")
     assert finished(layout) == ["snapshot-orphan"]
-    assert Path(layout.snapshot(stores.KEY, "upper", ), "data").read_text() == "written"
+    assert (
+        Path(
+            layout.snapshot(
+                stores.KEY,
+                "upper",
+            ),
+            "data",
+        ).read_text()
+        == "written"
+    )
 
 
 def test_what_is_not_ours_hinders_nobody_and_is_not_touched(layout: Layout) -> None:

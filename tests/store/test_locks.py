@@ -95,9 +95,7 @@ def test_sweeping_never_takes_staging_from_under_its_owner(tmp_path: Path) -> No
     layout = stores.new(tmp_path / "store")
     context = multiprocessing.get_context("fork")
     until = time.monotonic() + 1.5
-    owners = [
-        context.Process(target=_stage_often, args=(layout.root, until)) for _ in range(3)
-    ]
+    owners = [context.Process(target=_stage_often, args=(layout.root, until)) for _ in range(3)]
     for owner in owners:
         owner.start()
     while time.monotonic() < until:

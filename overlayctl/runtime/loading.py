@@ -1,0 +1,194 @@
+"""Bringing images in: from what other tools write, or from plain layer tars.
+
+Long work happens in staging under no lock. The final burst, under the store's lock, looks
+again, then moves layers, image and tags in, in that order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from overlayctl import formats, names, oci
+from overlayctl.digest import chain_ids, hex_of, of_bytes
+from overlayctl.errors import Usage
+from overlayctl.formats import plain
+from overlayctl.layer import compression
+from overlayctl.layer.archive import open_archive
+from overlayctl.store import images, layers, records, staging
+from overlayctl.store.ingest import Wanted, ingest_layers
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from overlayctl.store.ingest import Ingested, Progress
+    from overlayctl.store.opened import Store
+
+
+class Loaded(NamedTuple):
+    """An image that came in. ``moved`` are tags that stood for another image before."""
+
+    image_id: str
+    references: tuple[str, ...]
+    moved: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    new_layers: int
+    layers: int
+
+
+def load(
+    store: Store, path: str, *, tag: str | None, platform: str | None, progress: Progress
+) -> list[Loaded]:
+    """Load every image of an archive, a layout or standard input (``-``).
+
+    Raises BadInput and its kin for what is none; then nothing is left behind.
+    """
+    host = oci.parse_platform(platform) if platform else None
+    chosen = names.stored(tag) if tag else None
+    with (
+        staging.staging(store.layout) as place,
+        open_archive(path, lambda: _spool(place)) as archive,
+    ):
+        found = formats.read_images(archive, platform=host)
+        if chosen and len(found) > 1:
+            raise Usage(
+                f"the archive holds {len(found)} images: one --tag cannot name them all",
+                hint="leave --tag out",
+            )
+        loaded = []
+        for image in found:
+            references = [*dict.fromkeys((*image.references, *([chosen] if chosen else [])))]
+            progress.start(sum(layer.source.size for layer in image.layers), len(image.layers))
+            wanted = [
+                Wanted(
+                    layer.diff_id,
+                    partial(compression.chunks, layer.source, hashed=layer.blob_digest),
+                )
+                for layer in image.layers
+            ]
+            result = _store(
+                store, place, image.config, image.manifest, wanted, references, path, progress
+            )
+            loaded.append(result._replace(notes=(*image.notes, *result.notes)))
+        return loaded
+
+
+def import_layers(
+    store: Store,
+    paths: Sequence[str],
+    *,
+    reference: str | None,
+    whiteouts: str = "oci",
+    progress: Progress,
+) -> Loaded:
+    """Make an image of plain layer tars, given bottom to top."""
+    if whiteouts != "oci":
+        raise Usage("only --whiteouts=oci is understood so far")
+    references = [names.stored(reference)] if reference else []
+    with (
+        staging.staging(store.layout) as place,
+        plain.open_layers(paths, lambda: _spool(place)) as opened,
+    ):
+        progress.start(sum(source.size for source in opened.sources), len(paths))
+        wanted = [Wanted(None, partial(compression.chunks, source)) for source in opened.sources]
+        ingested = _ingest(store, place, wanted, progress)
+        config = oci.new_config(
+            ingested.diff_ids, created=records.now(), comment="overlayctl import"
+        )
+        return _commit(store, config, None, ingested, references, "import")
+
+
+def _ingest(store: Store, place: str, wanted: Sequence[Wanted], progress: Progress) -> Ingested:
+
+    inside = os.path.join(place, secrets.token_hex(4))
+    os.mkdir(inside)
+    return ingest_layers(store.layout, inside, wanted, progress)
+
+
+def _store(
+    store: Store,
+    place: str,
+    config: bytes,
+    manifest: bytes | None,
+    wanted: Sequence[Wanted],
+    references: Sequence[str],
+    origin: str,
+    progress: Progress,
+) -> Loaded:
+    while True:
+        ingested = _ingest(store, place, wanted, progress)
+        try:
+            return _commit(store, config, manifest, ingested, references, origin)
+        except _LayerWentError:
+            # Somebody removed a layer that was there when it was skipped: once more.
+            continue
+
+
+def _commit(
+    store: Store,
+    config: bytes,
+    manifest: bytes | None,
+    ingested: Ingested,
+    references: Sequence[str],
+    origin: str,
+) -> Loaded:
+    """The final burst under the lock: layers, then the image, then its tags."""
+    if manifest is None:
+        sizes = zip(ingested.diff_ids, ingested.tar_sizes, strict=True)
+        manifest = oci.new_manifest(config, list(sizes))
+    image_hex = hex_of(of_bytes(config))
+    chains = chain_ids(ingested.diff_ids)
+    record = {
+        "id": f"sha256:{image_hex}",
+        "loaded": records.now(),
+        "created": _created(config),
+        "origin": os.path.basename(origin),
+        "layers": [
+            {"name": name, "diff_id": diff_id, "chain_id": chain, "size": size}
+            for name, diff_id, chain, size in zip(
+                ingested.names, ingested.diff_ids, chains, ingested.sizes, strict=True
+            )
+        ],
+    }
+    with store.deciding() as own:
+        if any(
+            name not in ingested.staged and not layers.exists(store.layout, name)
+            for name in ingested.names
+        ):
+            raise _LayerWentError
+        new = [
+            layers.commit(store.layout, staged, name) for name, staged in ingested.staged.items()
+        ]
+        records.sync_directory(store.layout.path("layers"))
+        images.commit(store.layout, own, record, image_hex, config, manifest)
+        moved = []
+        for reference in references:
+            before = images.tag(store.layout, own, reference, image_hex)
+            if before:
+                moved.append((names.familiar(reference), f"sha256:{before}"))
+        store.attach(ingested.names)
+    return Loaded(
+        f"sha256:{image_hex}",
+        tuple(map(names.familiar, references)),
+        tuple(moved),
+        ingested.notes,
+        sum(new),
+        len(ingested.names),
+    )
+
+
+class _LayerWentError(Exception):
+    """A layer that was there when the load looked is gone when it commits."""
+
+
+def _spool(place: str) -> int:
+    """An unlinked file in staging for input that cannot be read twice."""
+    return os.open(place, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+
+
+def _created(config: bytes) -> str:
+    value = json.loads(config)
+    return str(value.get("created") or "") if isinstance(value, dict) else ""

@@ -1,0 +1,151 @@
+"""Taking things away: never what somebody uses, and the one unlink that unmakes it first."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from overlayctl import names
+from overlayctl.errors import Conflict, Holder, InUse
+from overlayctl.kernel import mounter, mounttable
+from overlayctl.layer import attach
+from overlayctl.runtime import mounts
+from overlayctl.store import containers, gc, images, layers, locks, records, snapshots
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from overlayctl.store.images import Image
+    from overlayctl.store.opened import Store
+
+
+class Removed(NamedTuple):
+    """What ``remove_image`` took away; ``freed`` in bytes, measured on the deleted files."""
+
+    untagged: tuple[str, ...]
+    image_id: str | None
+    layers: tuple[str, ...]
+    freed: int
+
+
+def remove_image(store: Store, name: str, *, force: bool, dry_run: bool) -> Removed:
+    """Untie a tag; with the last one go the image and the layers that nobody else uses.
+
+    Raises InUse naming each container that needs it and each place it is mounted.
+    """
+    with store.deciding():
+        image, reference = images.resolve(store.layout, name)
+        tied = sorted(r for r, h in images.tags(store.layout).items() if h == image.hex)
+        shown = tuple(map(names.familiar, tied))
+        if reference and len(tied) > 1:
+            if not dry_run:
+                images.untag(store.layout, reference)
+            return Removed((names.familiar(reference),), None, (), 0)
+        if len(tied) > 1 and not force:
+            raise Conflict(
+                f"image {names.short(image.hex)} has {len(tied)} tags: "
+                + ", ".join(map(names.familiar, tied)),
+                hint="overlayctl rmi TAG unties one, overlayctl rmi -f removes all",
+            )
+        _refuse_used(store, image, tied, force=force)
+        holders = _containers_of(store, image)
+        if dry_run:
+            return Removed(shown, None if holders else image.id, (), 0)
+        for tag in tied:
+            images.untag(store.layout, tag)
+        if holders:
+            # As docker's -f does: the name goes, what the container needs stays.
+            return Removed(shown, None, (), 0)
+        images.remove(store.layout, image.hex)
+        users = gc.layer_users(store.layout)
+        gone = [n for n in dict.fromkeys(image.layers[::-1]) if n not in users]
+        by_name = dict(zip(image.layers, image.diff_ids, strict=True))
+        freed = sum(layers.remove(store.layout, n) for n in gone)
+        return Removed(shown, image.id, tuple(by_name[n] for n in gone), freed)
+
+
+def _containers_of(store: Store, image: Image) -> list[Holder]:
+    return [
+        Holder("container", found.name, f"overlayctl rm {found.name}")
+        for found in containers.readable(store.layout)
+        if found.image == image.hex
+    ]
+
+
+def _refuse_used(store: Store, image: Image, tied: Sequence[str], *, force: bool) -> None:
+
+    holders = [
+        Holder("mount", view.target, f"overlayctl umount {view.target}")
+        for view in mounts.mounted(store.id, everywhere=True)
+        if view.kind == "image" and view.id == image.hex
+    ]
+    if not force:
+        holders = _containers_of(store, image) + holders
+    if holders:
+        shown = names.familiar(tied[0]) if tied else names.short(image.hex)
+        raise InUse(f"image {shown} ({names.short(image.hex)})", holders)
+
+
+def remove_container(store: Store, name: str, *, force: bool, dry_run: bool) -> str:
+    """Remove a container and what was written in it; its id.
+
+    Raises InUse while it is mounted; ``force`` unmounts it first.
+    """
+    found = containers.resolve(store.layout, name)
+    with (
+        locks.hold(store.layout.snapshot(found.id), exclusive=True, timeout=store.timeout),
+        store.deciding(),
+    ):
+        views = [
+            v
+            for v in mounts.mounted(store.id, everywhere=True)
+            if v.kind == "container" and v.id == found.id
+        ]
+        own = [v for v in views if v.pid == os.getpid()]
+        if views and (not force or len(own) < len(views)):
+            raise InUse(
+                f"container {found.name}",
+                [Holder("mount", v.target, f"overlayctl umount {found.name}") for v in views],
+            )
+        if dry_run:
+            return found.id
+        for view in own:
+            mounts.unmount(store.layout, view, lazy=False)
+        snapshots.remove(store.layout, found.id)
+        containers.remove(store.layout, found)
+    return found.id
+
+
+def reset(store: Store, *, dry_run: bool) -> dict[str, Any]:
+    """Remove everything: unmount, detach, delete. Raises InUse for what is busy."""
+    plan = {
+        "Root": store.layout.root,
+        "Images": len(images.listed(store.layout)),
+        "Containers": [found.name for found in containers.readable(store.layout)],
+        "Layers": len(layers.listed(store.layout)),
+    }
+    if dry_run:
+        return plan
+    with locks.hold(store.layout.root, exclusive=True, timeout=store.timeout):
+        others = [
+            Holder("mount", f"{v.target} (seen by process {v.pid})", f"kill {v.pid}")
+            for v in mounts.mounted(store.id, everywhere=True)
+            if v.pid != os.getpid()
+        ]
+        if others:
+            raise InUse(f"the store {store.layout.root}", others)
+        for view in mounts.mounted(store.id)[::-1]:
+            mounts.unmount(store.layout, view, lazy=False)
+        for name in attach.attached(store.layout):
+            attach.detach(store.layout, name)
+        if mounttable.at(store.layout.attached):
+            mounter.unmount(store.layout.attached)
+        records.remove(store.layout.marker)
+        for name in records.names(store.layout.root):
+            path = store.layout.path(name)
+            if os.path.isdir(path) and not os.path.islink(path):
+                shutil.rmtree(path)
+            else:
+                os.unlink(path)
+    return plan
