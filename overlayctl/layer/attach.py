@@ -81,15 +81,34 @@ def is_attached(layout: Layout, name: str) -> bool:
         other = libc.fstatfs(fd).magic != libc.EROFS_MAGIC
     finally:
         os.close(fd)
+    image = layout.empty if name == EMPTY else layout.layer_file(name)
     if not other and uuid is not None:
-        with open(layout.empty if name == EMPTY else layout.layer_file(name), "rb") as file:
-            other = uuid != file.read(2048)[_SUPERBLOCK_UUID]
+        try:
+            with open(image, "rb") as file:
+                other = uuid != file.read(2048)[_SUPERBLOCK_UUID]
+        except FileNotFoundError:
+            other = True
+    elif not other:
+        # Before 6.9 no ioctl tells the UUID: then the mount's source has to.
+        mount = mounttable.at(layout.diff(name))
+        other = mount is None or _backing(mount.source) != image
     if other:
         raise Damaged(
             f"{layout.diff(name)} shows something else than its layer",
             hint=f"overlayctl layer detach {name[:12]}",
         )
     return True
+
+
+def _backing(source: str) -> str:
+    """The file behind a mount's source: the source itself, or what its loop device reads."""
+    if not source.startswith("/dev/loop"):
+        return source
+    try:
+        with open(f"/sys/block/{source[5:]}/loop/backing_file", "rb") as file:
+            return os.fsdecode(file.read().removesuffix(b"\n"))
+    except FileNotFoundError:
+        return source
 
 
 def attached(layout: Layout) -> list[str]:

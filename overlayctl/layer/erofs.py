@@ -43,7 +43,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from overlayctl.digest import DiffID
-    from overlayctl.layer.tree import Borrowed, Tree
+    from overlayctl.layer.attributes import Borrowed
+    from overlayctl.layer.tree import Tree
 
 WRITER = 1
 """Goes up with every change of a byte that is written for the same tar."""

@@ -18,9 +18,10 @@ from overlayctl.kernel import libc
 from overlayctl.layer import erofs
 from overlayctl.layer.stack import Stack, answers, facts, suffix
 from overlayctl.layer.tar import Limits, TarReader
-from overlayctl.layer.tree import Tree, Wants
+from overlayctl.layer.tree import Tree
 
 if TYPE_CHECKING:
+    from overlayctl.layer.attributes import Wants
     from overlayctl.layer.index import Header
 
 TAR_START = 4096

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from overlayctl.layer.tree import Inherited, Wants
+from overlayctl.layer.attributes import Inherited, Wants
 from overlayctl.whiteout import unescape
 
 if TYPE_CHECKING:

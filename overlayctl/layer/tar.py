@@ -24,12 +24,12 @@ end marker are then implied), and whatever follows the end marker is not looked 
 from __future__ import annotations
 
 import os
-import zlib
 from collections.abc import Iterator
 from struct import Struct
 from typing import NamedTuple
 
 from overlayctl.errors import BadTar, LimitExceeded
+from overlayctl.layer.fields import check_sum, decimal, number, pax_records, shown, time
 
 BLOCK = 512
 
@@ -82,7 +82,6 @@ _REFUSED = {
     b"V": "a volume label",
     b"N": "an old GNU long name list",
 }
-_SECONDS = range(-(1 << 63), 1 << 63)
 _XATTR = "SCHILY.xattr."
 
 
@@ -119,7 +118,7 @@ class TarReader:
                 elif kind == b"K":
                     long_link = body.split(b"\0", 1)[0]
                 else:
-                    records = _pax_records(body, at)
+                    records = pax_records(body, at)
                     # A global header ends what came before it, as it does in Go.
                     pax = records if kind == b"x" else {}
                     if kind == b"g":
@@ -169,7 +168,7 @@ class TarReader:
             )
         (name, mode, uid, gid, size, mtime, checksum, kind, link, magic, _u, _g, major, minor,
          prefix, _rest) = _HEADER.unpack(block)  # fmt: skip
-        _check_sum(block, checksum, at)
+        check_sum(block, checksum, at)
         name = name.split(b"\0", 1)[0]
         posix = magic == b"ustar\x0000" or magic[:6] == b"ustar\0"
         gnu = magic == b"ustar  \0"
@@ -187,15 +186,15 @@ class TarReader:
         return Member(
             name,
             kind,
-            _number(mode, at) & 0o7777,
-            _number(uid, at),
-            _number(gid, at),
-            _number(size, at),
-            _number(mtime, at),
+            number(mode, at) & 0o7777,
+            number(uid, at),
+            number(gid, at),
+            number(size, at),
+            number(mtime, at),
             0,
             link.split(b"\0", 1)[0],
-            _number(major, at) if posix or gnu else 0,
-            _number(minor, at) if posix or gnu else 0,
+            number(major, at) if posix or gnu else 0,
+            number(minor, at) if posix or gnu else 0,
             {},
             at,
             at + BLOCK,
@@ -227,19 +226,19 @@ class TarReader:
         if kind[0] not in _UNDERSTOOD:
             what = _REFUSED.get(kind, f"of the unknown type {kind!r}")
             raise BadTar(
-                f"entry {_shown(header.name)} is {what}, which no layer may hold", offset=at
+                f"entry {shown(header.name)} is {what}, which no layer may hold", offset=at
             )
         data = at + BLOCK
         stored = 0 if kind[0] in _WITHOUT_DATA else header.size
         if stored < 0:
-            raise BadTar(f"entry {_shown(header.name)} has a negative size", offset=at)
+            raise BadTar(f"entry {shown(header.name)} has a negative size", offset=at)
         if stored > self._size - data:
             raise BadTar(
-                f"entry {_shown(header.name)} claims {stored} bytes but the tar ends after "
+                f"entry {shown(header.name)} claims {stored} bytes but the tar ends after "
                 f"{max(0, self._size - data)}",
                 hint="the file is incomplete: fetch or save it again",
                 offset=at,
-                member=_shown(header.name),
+                member=shown(header.name),
             )
         end = data + stored
         size = stored
@@ -257,7 +256,7 @@ class TarReader:
         if extents is not None:
             _check_extents(extents, size, end - data, header.name, at)
         if header.uid < 0 or header.gid < 0:
-            raise BadTar(f"entry {_shown(header.name)} has a negative owner", offset=at)
+            raise BadTar(f"entry {shown(header.name)} has a negative owner", offset=at)
         padding = -stored % BLOCK
         ahead = self._read(end, padding + BLOCK)
         member = header._replace(
@@ -274,7 +273,7 @@ class TarReader:
         self, block: bytes, header: Member, at: int
     ) -> tuple[int, int, tuple[Extent, ...]]:
         """Old GNU sparse: four pieces in the header, more in blocks before the data."""
-        size = _number(block[483:495], at)
+        size = number(block[483:495], at)
         extents: list[Extent] = []
         table, more, where = block[386:482], block[482], at + BLOCK
         while True:
@@ -283,8 +282,8 @@ class TarReader:
                     break
                 extents.append(
                     (
-                        _number(table[entry : entry + 12], at),
-                        _number(table[entry + 12 : entry + 24], at),
+                        number(table[entry : entry + 12], at),
+                        number(table[entry + 12 : entry + 24], at),
                     )
                 )
             self._count_extents(extents, header.name)
@@ -298,14 +297,14 @@ class TarReader:
             where += BLOCK
         if where + header.size > self._size:
             raise BadTar(
-                f"entry {_shown(header.name)} is cut: its sparse data leaves the tar", offset=at
+                f"entry {shown(header.name)} is cut: its sparse data leaves the tar", offset=at
             )
         return where, size, tuple(extents)
 
     def _count_extents(self, extents: list[Extent], name: bytes) -> None:
         if len(extents) > self._limits.sparse_entries:
             raise LimitExceeded(
-                f"entry {_shown(name)} has a sparse map of more than "
+                f"entry {shown(name)} has a sparse map of more than "
                 f"{self._limits.sparse_entries} pieces",
                 limit=self._limits.sparse_entries,
             )
@@ -320,15 +319,15 @@ class TarReader:
             return None
         header = header._replace(name=pax.get("GNU.sparse.name") or header.name)
         size_text = pax.get("GNU.sparse.realsize") or pax.get("GNU.sparse.size")
-        size = _decimal(size_text, at) if size_text else header.size
+        size = decimal(size_text, at) if size_text else header.size
         data = at + BLOCK
         if version == (b"1", b"0"):
             data, numbers = self._sparse_map_1_0(header, at)
         else:
-            numbers = [_decimal(n, at) for n in recorded.split(b",")] if recorded else []
+            numbers = [decimal(n, at) for n in recorded.split(b",")] if recorded else []
             declared = pax.get("GNU.sparse.numblocks", b"")
-            if len(numbers) % 2 or (declared and _decimal(declared, at) * 2 != len(numbers)):
-                raise BadTar(f"entry {_shown(header.name)} has a broken sparse map", offset=at)
+            if len(numbers) % 2 or (declared and decimal(declared, at) * 2 != len(numbers)):
+                raise BadTar(f"entry {shown(header.name)} has a broken sparse map", offset=at)
         extents = list(zip(numbers[::2], numbers[1::2], strict=True))
         self._count_extents(extents, header.name)
         return header, data, size, tuple(extents)
@@ -341,110 +340,28 @@ class TarReader:
         while text.count(b"\n") < wanted:
             block = self._read(where, BLOCK) if where < end else b""
             if len(block) < BLOCK:
-                raise BadTar(f"entry {_shown(header.name)} has a cut sparse map", offset=at)
+                raise BadTar(f"entry {shown(header.name)} has a cut sparse map", offset=at)
             text += block
             where += BLOCK
             if b"\n" in text and wanted == 1:
-                wanted = 1 + 2 * _decimal(text.split(b"\n", 1)[0], at)
+                wanted = 1 + 2 * decimal(text.split(b"\n", 1)[0], at)
                 if wanted > 2 * self._limits.sparse_entries:
                     self._count_extents([(0, 0)] * (self._limits.sparse_entries + 1), header.name)
-        return where, [_decimal(n, at) for n in text.split(b"\n")[1:wanted]]
+        return where, [decimal(n, at) for n in text.split(b"\n")[1:wanted]]
 
 
 def _aligned(at: int) -> int:
     return at + -at % BLOCK
 
 
-def _shown(name: bytes) -> str:
-    return repr(name[:200])[1:]
-
-
-def _check_sum(block: bytes, field: bytes, at: int) -> None:
-    # adler32's low half is the plain sum of up to 256 bytes, plus one: an exact
-    # sum of the 512, at the speed of C. The checksum field counts as eight spaces.
-    unsigned = (zlib.adler32(block[:256]) & 0xFFFF) + (zlib.adler32(block[256:]) & 0xFFFF) - 2
-    unsigned += 256 - sum(field)
-    stated = _number(field, at)
-    if stated != unsigned:
-        # Some old writers summed signed chars.
-        signed = unsigned - 256 * sum(byte > 127 for byte in block[:148] + block[156:])
-        if stated != signed:
-            raise BadTar(
-                f"not a tar header at byte {at}: it says checksum {stated}, it has {unsigned}",
-                hint="the file is damaged or no tar archive",
-                offset=at,
-            )
-
-
-def _number(field: bytes, at: int) -> int:
-    """An octal or base-256 header number, signed (GNU tar manual, "Basic Tar Format")."""
-    if field[0] & 0x80:
-        bits = 8 * len(field) - 1
-        value = int.from_bytes(field, "big") & ((1 << bits) - 1)
-        if field[0] & 0x40:
-            value -= 1 << bits
-        if value not in _SECONDS:
-            raise BadTar(f"a number of more than 64 bits in the header at byte {at}", offset=at)
-        return value
-    digits = field.strip(b" \0").split(b"\0", 1)[0]
-    if not digits:
-        return 0
-    try:
-        if digits.isdigit():
-            return int(digits, 8)
-    except ValueError:
-        pass
-    raise BadTar(f"not an octal number in the header at byte {at}: {digits!r}", offset=at)
-
-
 def _gnu_times(prefix: bytes) -> bool:
     """Whether bytes 345.. of a GNU header hold the access time a GNU writer may put there."""
     try:
-        _number(prefix[:12], 0)
-        _number(prefix[12:24], 0)
+        number(prefix[:12], 0)
+        number(prefix[12:24], 0)
     except BadTar:
         return False
     return True
-
-
-def _decimal(text: bytes, at: int) -> int:
-    digits = text[1:] if text[:1] in (b"-", b"+") else text
-    if not digits.isdigit() or len(digits) > 19:
-        raise BadTar(f"not a number in the extended header at byte {at}: {text[:40]!r}", offset=at)
-    value = int(text)
-    if value not in _SECONDS:
-        raise BadTar(f"a number of more than 64 bits at byte {at}: {text!r}", offset=at)
-    return value
-
-
-def _pax_records(body: bytes, at: int) -> dict[str, bytes]:
-    r"""The records ``length key=value\n`` of a pax header; sparse 0.0 pairs become one map."""
-    records: dict[str, bytes] = {}
-    pairs: list[bytes] = []
-    where = 0
-    while where < len(body):
-        space = body.find(b" ", where, where + 21)
-        length = body[where:space] if space > 0 else b""
-        if not length.isdigit():
-            raise BadTar(f"a broken pax record at byte {at}", offset=at)
-        end = where + int(length)
-        raw_key, equals, value = body[space + 1 : end - 1].partition(b"=")
-        if end > len(body) or end <= space + 1 or body[end - 1 : end] != b"\n":
-            raise BadTar(f"a broken pax record at byte {at}", offset=at)
-        key = raw_key.decode("utf-8", "surrogateescape")
-        text_only = key in ("path", "linkpath", "uname", "gname")
-        if not raw_key or not equals or b"\0" in (value if text_only else raw_key):
-            raise BadTar(f"a broken pax record at byte {at}: {raw_key[:40]!r}", offset=at)
-        if key in ("GNU.sparse.offset", "GNU.sparse.numbytes"):
-            if (len(pairs) % 2 == 0) != (key == "GNU.sparse.offset") or b"," in value:
-                raise BadTar(f"a broken sparse map in the pax header at byte {at}", offset=at)
-            pairs.append(value)
-        else:
-            records[key] = value
-        where = end
-    if pairs:
-        records["GNU.sparse.map"] = b",".join(pairs)
-    return records
 
 
 def _merge_pax(header: Member, pax: dict[str, bytes], at: int) -> Member:
@@ -461,24 +378,10 @@ def _merge_pax(header: Member, pax: dict[str, bytes], at: int) -> Member:
         elif key == "linkpath":
             changes["linkname"] = value
         elif key in ("uid", "gid", "size"):
-            changes[key] = _decimal(value, at)
+            changes[key] = decimal(value, at)
         elif key == "mtime":
-            changes["mtime"], changes["mtime_ns"] = _time(value, at)
+            changes["mtime"], changes["mtime_ns"] = time(value, at)
     return header._replace(xattrs=xattrs, **changes)  # type: ignore[arg-type]
-
-
-def _time(text: bytes, at: int) -> tuple[int, int]:
-    """Seconds (rounded down) and nanoseconds of a decimal pax time; finer digits are cut."""
-    whole, _, fraction = text.partition(b".")
-    seconds = _decimal(whole, at)
-    if not fraction:
-        return seconds, 0
-    if not fraction.isdigit():
-        raise BadTar(f"not a time in the pax header at byte {at}: {text[:40]!r}", offset=at)
-    nanoseconds = int(fraction[:9].ljust(9, b"0"))
-    if whole.startswith(b"-") and nanoseconds:
-        return seconds - 1, 1_000_000_000 - nanoseconds
-    return seconds, nanoseconds
 
 
 def _check_extents(
@@ -488,10 +391,10 @@ def _check_extents(
     last = 0
     for offset, length in extents:
         if offset < last or length < 0 or offset + length > size:
-            raise BadTar(f"entry {_shown(name)} has a sparse map out of order or range", offset=at)
+            raise BadTar(f"entry {shown(name)} has a sparse map out of order or range", offset=at)
         last = offset + length
     if sum(length for _, length in extents) != stored:
         raise BadTar(
-            f"entry {_shown(name)} stores {stored} bytes but its sparse map has another sum",
+            f"entry {shown(name)} stores {stored} bytes but its sparse map has another sum",
             offset=at,
         )

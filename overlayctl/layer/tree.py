@@ -15,28 +15,26 @@ from __future__ import annotations
 import stat
 from array import array
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING
 
 from overlayctl.errors import BadTar, LimitExceeded
+from overlayctl.layer.attributes import Wants, check_owner, device_number, stored_xattrs
+from overlayctl.layer.fields import shown
 from overlayctl.whiteout import (
     AUFS_PREFIX,
     OPAQUE_MARKER,
     OPAQUE_XATTR,
     ORIGIN_XATTR,
     PREFIX,
-    escape,
 )
 
 if TYPE_CHECKING:
+    from overlayctl.layer.attributes import Borrowed, Inherited
     from overlayctl.layer.tar import Extent, Member, Xattrs
 
 NAME_MAX = 255
 PATH_MAX = 4096
 TARGET_MAX = 4095
-XATTR_NAME_MAX = 255
-XATTR_VALUE_MAX = 65_535
-XATTR_NAMES_MAX = 65_536
-NO_ID = 0xFFFF_FFFF
 _SYMLINKS_FOLLOWED = 40
 _CONTINUES = -1
 
@@ -48,39 +46,6 @@ _FORMATS = {
     b"5": stat.S_IFDIR,
     b"6": stat.S_IFIFO,
 }
-# What EROFS and the kernel's own filesystems can hold.
-_NAMESPACES = (b"user.", b"trusted.", b"security.")
-_ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
-_IGNORED = b"security.selinux"
-
-
-class Borrowed(Protocol):
-    """The content of a file of a layer below, kept in this one for a hard link to it."""
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Up to ``length`` bytes of the file from ``offset``."""
-
-
-class Inherited(NamedTuple):
-    """What the layers below show at a path: attributes, and for a file its content."""
-
-    mode: int
-    uid: int
-    gid: int
-    mtime: int
-    mtime_ns: int
-    size: int
-    rdev: int
-    xattrs: Xattrs
-    target: bytes
-    content: Borrowed | None
-
-
-class Wants(NamedTuple):
-    """Paths that only the layers below can complete, each list in tree order."""
-
-    directories: tuple[bytes, ...]
-    links: tuple[bytes, ...]
 
 
 class Tree:
@@ -137,20 +102,20 @@ class Tree:
         if not name or b"\0" in name:
             raise BadTar("an entry without a usable name", offset=member.offset)
         if len(name) > PATH_MAX:
-            raise LimitExceeded(f"the path {_show(name)} is longer than {PATH_MAX} bytes")
+            raise LimitExceeded(f"the path {shown(name)} is longer than {PATH_MAX} bytes")
         if b".." in name and b".." in name.split(b"/"):
             raise self._outside(member)
         prefix, _, base = name.rstrip(b"/").rpartition(b"/")
         while base == b".":
             prefix, _, base = prefix.rstrip(b"/").rpartition(b"/")
         if len(base) > NAME_MAX:
-            raise LimitExceeded(f"the name {_show(base)} is longer than {NAME_MAX} bytes")
+            raise LimitExceeded(f"the name {shown(base)} is longer than {NAME_MAX} bytes")
         return prefix, base
 
     @staticmethod
     def _outside(member: Member) -> BadTar:
         return BadTar(
-            f"entry {_show(member.name)} contains '..': a layer may not point outside itself",
+            f"entry {shown(member.name)} contains '..': a layer may not point outside itself",
             hint="the tar is hostile or broken; nothing was stored",
             offset=member.offset,
         )
@@ -175,14 +140,14 @@ class Tree:
                 node = self.parent[node]
                 continue
             if name.startswith(PREFIX):
-                raise BadTar(f"entry {_show(member.name)} lies below a whiteout")
+                raise BadTar(f"entry {shown(member.name)} lies below a whiteout")
             if len(name) > NAME_MAX:
-                raise LimitExceeded(f"the name {_show(name)} is longer than {NAME_MAX} bytes")
+                raise LimitExceeded(f"the name {shown(name)} is longer than {NAME_MAX} bytes")
             child = self.children[node].get(name)
             if child is not None and stat.S_ISLNK(self.mode[child]):
                 followed += 1
                 if followed > _SYMLINKS_FOLLOWED:
-                    raise BadTar(f"entry {_show(member.name)} lies below a loop of symlinks")
+                    raise BadTar(f"entry {shown(member.name)} lies below a loop of symlinks")
                 target = self.target[child]
                 names += target.split(b"/")[::-1]
                 node = 0 if target.startswith(b"/") else node
@@ -226,8 +191,8 @@ class Tree:
             return
         name = base[len(PREFIX) :]
         if name in (b"", b".", b".."):
-            raise BadTar(f"entry {_show(member.name)} only pretends to be a whiteout")
-        self._check_owner(member)
+            raise BadTar(f"entry {shown(member.name)} only pretends to be a whiteout")
+        check_owner(member)
         node = self._node(stat.S_IFCHR, member.uid, member.gid, member.mtime, member.mtime_ns)
         self._whiteouts.setdefault(parent, {})[name] = node
 
@@ -245,7 +210,7 @@ class Tree:
             self._lower_links[path] = target
         if stat.S_ISDIR(self.mode[target]):
             raise BadTar(
-                f"entry {_show(member.name)} is a hard link to the directory {_show(link)}"
+                f"entry {shown(member.name)} is a hard link to the directory {shown(link)}"
             )
         siblings = self.children[parent]
         if siblings.get(base) != target:
@@ -310,39 +275,24 @@ class Tree:
         elif kind == b"2":
             self._symlink(node, member)
         elif kind in b"34":
-            self._device(node, member)
+            self.rdev[node] = device_number(member)
+            self._note("device", member.name)
 
     def _symlink(self, node: int, member: Member) -> None:
         target = member.linkname
         if not target or b"\0" in target:
-            raise BadTar(f"the symlink {_show(member.name)} has no usable target")
+            raise BadTar(f"the symlink {shown(member.name)} has no usable target")
         if len(target) > TARGET_MAX:
             raise LimitExceeded(
-                f"the symlink {_show(member.name)} has a target of more than {TARGET_MAX} bytes"
+                f"the symlink {shown(member.name)} has a target of more than {TARGET_MAX} bytes"
             )
         self.target[node] = target
         self.size[node] = len(target)
         # A symlink's permissions mean nothing and read as 0777 everywhere.
         self.mode[node] = stat.S_IFLNK | 0o777
 
-    def _device(self, node: int, member: Member) -> None:
-        major, minor = member.major, member.minor
-        if not (0 <= major < 1 << 12 and 0 <= minor < 1 << 20):
-            raise LimitExceeded(
-                f"the device {_show(member.name)} has numbers out of range: {major}:{minor}"
-            )
-        if member.type == b"3" and major == minor == 0:
-            raise BadTar(
-                f"entry {_show(member.name)} is a character device 0:0, which overlayfs would "
-                "take for a whiteout",
-                hint="a tar of a raw upper directory? import it with --whiteouts=overlay",
-                offset=member.offset,
-            )
-        self.rdev[node] = (minor & 0xFF) | major << 8 | (minor & ~0xFF) << 12
-        self._note("device", member.name)
-
     def _attributes(self, node: int, member: Member) -> None:
-        self._check_owner(member)
+        check_owner(member)
         self.mode[node] = stat.S_IFMT(self.mode[node]) | member.mode
         self.uid[node] = member.uid
         self.gid[node] = member.gid
@@ -350,43 +300,11 @@ class Tree:
         self.mtime_ns[node] = member.mtime_ns
         self.xattrs.pop(node, None)
         if member.xattrs:
-            self._set_xattrs(node, member)
+            kept = stored_xattrs(member, self._note)
+            if kept:
+                self.xattrs[node] = kept
         if member.mode & stat.S_ISUID and member.type == b"0":
             self._note("setuid file", member.name)
-
-    @staticmethod
-    def _check_owner(member: Member) -> None:
-        if member.uid >= NO_ID or member.gid >= NO_ID:
-            raise LimitExceeded(
-                f"entry {_show(member.name)} belongs to {member.uid}:{member.gid}: "
-                "ids end at 4294967294, the next one could never be deleted"
-            )
-
-    def _set_xattrs(self, node: int, member: Member) -> None:
-        kept: Xattrs = {}
-        for name, value in member.xattrs.items():
-            if name == _IGNORED:
-                continue
-            if name not in _ACLS and not name.startswith(_NAMESPACES):
-                self._note("xattr of an unknown namespace ignored", member.name)
-                continue
-            stored = escape(name)
-            if len(stored) > XATTR_NAME_MAX or len(value) > XATTR_VALUE_MAX:
-                raise LimitExceeded(
-                    f"entry {_show(member.name)} has an xattr {_show(name)} that is too large: "
-                    f"names end at {XATTR_NAME_MAX} bytes, values at {XATTR_VALUE_MAX}"
-                )
-            kept[stored] = value
-            if name == b"security.capability":
-                self._note("file capability", member.name)
-            elif name.startswith(b"user.") and member.type not in (b"0", b"5"):
-                self._note("user xattr that cannot be copied up", member.name)
-        if sum(len(name) + 1 for name in kept) > XATTR_NAMES_MAX:
-            raise LimitExceeded(f"entry {_show(member.name)} has more than 64 KiB of xattr names")
-        if sum(len(name) + len(value) for name, value in kept.items()) > 4040:
-            self._note("xattrs too large to be copied up on ext4", member.name)
-        if kept:
-            self.xattrs[node] = kept
 
     def _forget(self, node: int | None) -> None:
         """``node`` loses a name. Cached parents may have gone through it."""
@@ -460,7 +378,7 @@ class Tree:
     def _borrow(self, path: bytes, node: int, found: Inherited | None) -> None:
         if found is None or stat.S_ISDIR(found.mode):
             raise BadTar(
-                f"a hard link points to {_show(path)}, which is neither in this layer "
+                f"a hard link points to {shown(path)}, which is neither in this layer "
                 "nor a file of the layers below",
                 hint="load the whole image, or import the layers below first",
             )
@@ -526,7 +444,3 @@ class Tree:
         if left:
             # Without an origin the kernel shows whiteouts of a directory that lies over nothing.
             self.xattrs.setdefault(node, {})[ORIGIN_XATTR] = b""
-
-
-def _show(name: bytes) -> str:
-    return repr(name[:200])[1:]

@@ -22,9 +22,10 @@ import pytest
 from overlayctl.digest import DiffID
 from overlayctl.errors import Damaged, HostCannot, LimitExceeded
 from overlayctl.layer import erofs
+from overlayctl.layer.attributes import Inherited
 from overlayctl.layer.index import BLOCK, HEADER, PAGE, Header, Index, Node, verify
 from overlayctl.layer.tar import TarReader
-from overlayctl.layer.tree import Inherited, Tree
+from overlayctl.layer.tree import Tree
 from tests.layer.tars import directory, entry, hardlink, symlink, tar
 
 ACL = bytes.fromhex("02000000 01000600ffffffff 04000400ffffffff 20000400ffffffff")
