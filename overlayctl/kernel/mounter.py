@@ -9,21 +9,28 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Self, assert_never
 
-from overlayctl.errors import Damaged, Holder, HostCannot, InUse, KernelRefused
-from overlayctl.kernel import libc
+from overlayctl.errors import Damaged, Holder, HostCannot, InUse, KernelRefused, NotFound
+from overlayctl.kernel import inuse, libc
 from overlayctl.mount import Erofs, Mount, Overlay, Tmpfs
 
 MAX_LOWERS = 500
 _STRING_MAX = 255
 _ATTEMPTS = 5
+_LEVELS = 8
 _READ_ONLY_DATA = (
     libc.MOUNT_ATTR_RDONLY | libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV | libc.MOUNT_ATTR_NOEXEC
 )
+_HINTS = {
+    errno.EPERM: "mounting needs CAP_SYS_ADMIN and a seccomp profile that allows it: run as root, "
+    "or start the container with --privileged",
+    errno.ENOSYS: "this kernel, or the container's seccomp profile, lacks the mount calls of 5.2",
+    errno.ENODEV: "the kernel lacks this filesystem: modprobe erofs overlay",
+    errno.ENOTBLK: "a file on this filesystem cannot be mounted directly: use a loop device",
+}
 # Distributions change the defaults of these; a layer's meaning must not depend on them.
 _OVERLAY_OPTIONS = (("index", "off"), ("metacopy", "off"), ("redirect_dir", "nofollow"))
 
@@ -97,7 +104,7 @@ def _overlay(what: Overlay, owned: ExitStack) -> int:
     with KernelLog() as log:
         # Where the kernel's warning cannot be read, every upper is under suspicion.
         if not log.readable:
-            _refuse_used(uppers)
+            inuse.refuse_used(uppers)
         for _ in range(_ATTEMPTS):
             with ExitStack() as attempt:
                 fd = _new_overlay(what, attempt, log)
@@ -113,7 +120,7 @@ def _overlay(what: Overlay, owned: ExitStack) -> int:
                     owned.push(attempt.pop_all())
                     return fd
             # The log is the whole machine's and names no path: the line may be another's.
-            _refuse_used(uppers)
+            inuse.refuse_used(uppers)
     raise KernelRefused(
         "mount overlay", what.source, errno.EBUSY,
         log=["other overlays keep being mounted on directories in use"],
@@ -127,8 +134,8 @@ def _new_overlay(what: Overlay, owned: ExitStack, log: KernelLog) -> int:
     try:
         return _by_context(context, what, owned, log, by_fd=True)
     except KernelRefused as error:
-        # Layers by descriptor are known from 6.13 on, layers one by one from 6.5 on; before
-        # that a context of overlayfs is but mount(2) in disguise, and takes 255 bytes.
+        # EBADF: layers by name only, before 6.13. EOPNOTSUPP: before 6.5 a context of
+        # overlayfs is mount(2) in disguise, with 255 bytes for all layers together.
         if error.errno == errno.EBADF:
             context = _context("overlay", what.source, owned)
             return _by_context(context, what, owned, log, by_fd=False)
@@ -189,8 +196,9 @@ def _by_mount(what: Overlay, owned: ExitStack, log: KernelLog) -> int:
             with _explained("mount overlay", what.source, None, log):
                 os.chdir("/proc/self/fd")
                 libc.mount(what.source, what.lowerdirs[0], "overlay", ",".join(options).encode())
-                fd = libc.open_tree(what.lowerdirs[0], clone=True)
-            return fd
+                return libc.open_tree(what.lowerdirs[0], clone=True)
+
+    from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(1) as thread:
         fd = thread.submit(build).result()
@@ -242,44 +250,6 @@ def _default(key: str) -> str:
             return "on" if chosen else "off"
 
 
-def upper_in_use(path: str) -> bool:
-    """Whether ``path`` is the upperdir or workdir of a live overlay in any mount namespace.
-
-    An overlay whose upper is also its workdir is never mounted: the kernel says EBUSY if
-    the directory has an owner, else EINVAL, before it touches anything. It leaves an error
-    in the kernel log. Raises KernelRefused where the question cannot be asked.
-    """
-    with ExitStack() as owned:
-        name = f"/proc/self/fd/{_directory(path, owned)}"
-        options = f"lowerdir={name},upperdir={name},workdir={name},index=on"
-        try:
-            libc.mount("overlayctl:probe", path, "overlay", options.encode())
-        except OSError as error:
-            if error.errno == errno.EBUSY:
-                return True
-            if error.errno == errno.EINVAL:
-                return False
-            raise KernelRefused("mount overlay", path, error.errno or errno.EIO) from error
-    libc.umount2(path, libc.UMOUNT_NOFOLLOW | libc.MNT_DETACH)
-    return False
-
-
-def _refuse_used(uppers: Sequence[str]) -> None:
-    for path in uppers:
-        if upper_in_use(path):
-            raise InUse(path, _overlays_on(os.path.realpath(path)))
-
-
-def _overlays_on(path: str) -> list[Holder]:
-    from overlayctl.kernel import mounttable
-
-    return [
-        Holder("the overlay", f"at {m.mount_point} (seen by process {pid})", "")
-        for pid, m in mounttable.everywhere()
-        if m.fs_type == "overlay" and path in m.option("upperdir") + m.option("workdir")
-    ] or [Holder("an overlay", "that cannot be seen from here", "")]
-
-
 def _directory(path: str, owned: ExitStack) -> int:
     with _explained("open", path, None):
         fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -313,6 +283,10 @@ def _layer(path: str, owned: ExitStack) -> int:
 
 
 def _context(fs_type: str, source: str, owned: ExitStack) -> int:
+    if len(os.fsencode(source)) > _STRING_MAX:
+        raise KernelRefused(
+            "mount", fs_type, errno.ENAMETOOLONG, log=["a source has at most 255 bytes"]
+        )
     with _explained("fsopen", fs_type, None):
         context = libc.fsopen(fs_type)
         owned.callback(os.close, context)
@@ -339,13 +313,7 @@ def _explained(
         if not said and log is not None:
             said = log.lines()
         number = error.errno or errno.EIO
-        hint = ""
-        if number == errno.EPERM:
-            hint = (
-                "mounting needs CAP_SYS_ADMIN and a seccomp profile that allows it: run as root, "
-                "or start the container with --privileged"
-            )
-        raise KernelRefused(call, what, number, log=said, hint=hint) from error
+        raise KernelRefused(call, what, number, log=said, hint=_HINTS.get(number, "")) from error
 
 
 def _context_log(context: int) -> list[str]:
@@ -372,12 +340,23 @@ class KernelLog:
 
     def __enter__(self) -> Self:
         try:
-            self._fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            os.lseek(self._fd, 0, os.SEEK_END)
+            fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.EPERM, errno.EACCES, errno.ENXIO):
                 raise
+            return self
+        # Containers put /dev/null or a terminal there.
+        if os.fstat(fd).st_rdev == os.makedev(1, 11):
+            os.lseek(fd, 0, os.SEEK_END)
+            self._fd = fd
+        else:
+            os.close(fd)
         return self
+
+    @property
+    def readable(self) -> bool:
+        """Whether silence means that the kernel said nothing."""
+        return self._fd >= 0
 
     def __exit__(self, *_: object) -> None:
         if self._fd >= 0:
@@ -396,53 +375,30 @@ class KernelLog:
                 if error.errno == errno.EAGAIN:
                     break
                 raise
-            text = record.partition(b";")[2].split(b"\n", 1)[0].decode(errors="replace")
-            if text.startswith(("overlayfs:", "erofs")):
+            head, _, tail = record.partition(b";")
+            text = tail.split(b"\n", 1)[0].decode(errors="replace")
+            # Facility 0: the kernel itself. Any process with the right may write the others.
+            if text.startswith(("overlayfs:", "erofs")) and int(head.split(b",")[0]) < _LEVELS:
                 found.append(text)
         return found
 
 
 def unmount(target: str, *, lazy: bool = False) -> None:
-    """Unmount what is at ``target``. Raises InUse naming the processes that keep it busy."""
+    """Unmount what is at ``target``.
+
+    Raises InUse naming the processes and mounts that keep it busy, NotFound if nothing is
+    mounted there. ``lazy`` takes it out of sight at once and lets them go on.
+    """
     try:
         libc.umount2(target, libc.UMOUNT_NOFOLLOW | (libc.MNT_DETACH if lazy else 0))
     except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOENT):
+            raise NotFound(f"nothing is mounted at {target}") from error
         if error.errno != errno.EBUSY:
             raise KernelRefused("umount", target, error.errno or errno.EIO) from error
-        holders = users(target) or [
+        holders = inuse.users(target) or [
             Holder(
                 "a process or mount", "that cannot be seen from here", "overlayctl umount --lazy"
             )
         ]
         raise InUse(target, holders) from error
-
-
-def users(target: str) -> list[Holder]:
-    """The processes with a working directory, root, open file or mapping below ``target``."""
-    device = os.stat(target).st_dev
-    found = []
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        for link in _links(pid):
-            try:
-                inside = os.readlink(link)
-                if inside != target and not inside.startswith(target + "/"):
-                    continue
-                if link.endswith(("/cwd", "/root")) and os.stat(link).st_dev != device:
-                    continue
-                with open(f"/proc/{pid}/comm") as file:
-                    name = file.read().strip()
-            except (FileNotFoundError, ProcessLookupError, PermissionError):
-                continue
-            found.append(Holder("process", f"{pid} ({name}: {inside})", f"kill {pid}"))
-            break
-    return found
-
-
-def _links(pid: str) -> Iterator[str]:
-    yield from (f"/proc/{pid}/{name}" for name in ("cwd", "root", "exe"))
-    for directory in ("fd", "map_files"):
-        try:
-            names = os.listdir(f"/proc/{pid}/{directory}")
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-        yield from (f"/proc/{pid}/{directory}/{name}" for name in names)

@@ -21,10 +21,20 @@ def attach_ways(image: str) -> dict[str, str]:
         ("loop", Erofs(image, loop=True)),
     ):
         try:
-            with mounter.detached(mount):
+            with mounter.detached(mount) as fd:
+                root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+                try:
+                    os.listdir(root)
+                finally:
+                    os.close(root)
                 ways[name] = "works"
         except OverlayctlError as error:
             ways[name] = str(error)
+        except OSError as error:
+            # Mounted, and yet nothing can be read from it.
+            if error.errno not in (errno.EIO, errno.EUCLEAN):
+                raise
+            ways[name] = f"reading it: {os.strerror(error.errno)}"
     if ways["directio"] == "works":
         ways["directio"] = _direct_reads(image)
     return ways

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
-from overlayctl.digest import of_bytes
+from overlayctl import names
+from overlayctl.digest import chain_ids, hex_of, of_bytes
 from overlayctl.errors import OverlayctlError
-from overlayctl.layer import index
-from overlayctl.store import containers, gc, images, layers, records, snapshots
+from overlayctl.layer import index, stack
+from overlayctl.store import containers, gc, images, layers, records, snapshots, staging
 
 if TYPE_CHECKING:
     from overlayctl.layout import Layout
+
+EMPTY_IMAGE = "sha256:9269da81bd6f69fc82683e26a2ee9e9da19cfc49ec254c91fb2f7309a71485c8"
+"""The digest of the image of nothing, which has no header that could tell."""
 
 
 class Finding(NamedTuple):
@@ -38,12 +42,15 @@ def check(layout: Layout, *, quick: bool = False) -> list[Finding]:
         Finding("layer-orphan", layout.layer(name), f"nobody names layer {name[:12]}")
         for name in gc.orphans(layout)
     ]
+    found += _empty_image(layout)
     found += _images(layout)
     found += _tags(layout)
     found += _containers(layout)
+    found += _snapshots(layout)
+    found += _names(layout)
     found += [
         Finding("staging-left", layout.path("ingest", name), "left by a command that was killed")
-        for name in records.names(layout.ingest)
+        for name in staging.abandoned(layout)
     ]
     return found
 
@@ -51,41 +58,82 @@ def check(layout: Layout, *, quick: bool = False) -> list[Finding]:
 def layer(layout: Layout, name: str, users: tuple[str, ...], *, quick: bool) -> list[Finding]:
     """What is wrong with one layer: which part of its file, and whom it harms."""
     path = layout.layer_file(name)
+    if not os.path.isdir(layout.layer(name)):
+        return [Finding("layer-foreign", layout.layer(name), "this is no layer")]
     if not os.path.exists(path):
         return [Finding("layer-empty", layout.layer(name), "a layer's directory without its file")]
+    wrong: list[str] = []
     try:
+        wrong = [] if quick else index.verify(path)
         with index.Index.open(path) as opened:
-            recorded = opened.header.diff_id.removeprefix("sha256:")
-        wrong = [] if quick else index.verify(path)
+            recorded = hex_of(opened.header.diff_id) + stack.suffix(opened.facts())
     except OverlayctlError as error:
-        wrong = [] if quick else index.verify(path)
+        recorded = name
         if not wrong:
             return [Finding("layer-damaged", path, str(error), users)]
-        recorded = name[:64]
+    except OSError as error:
+        return [Finding("layer-unreadable", path, error.strerror or str(error), users)]
     found = [
         Finding("layer-damaged", path, f"the {part} of layer {name[:12]} is damaged", users)
         for part in wrong
     ]
-    if recorded != name[:64] and not wrong:
-        found.append(Finding("layer-misnamed", path, f"it holds layer {recorded[:12]}", users))
+    if recorded != name and not wrong:
+        found.append(Finding("layer-misnamed", path, f"it holds layer {recorded}", users))
     return found
+
+
+def _empty_image(layout: Layout) -> list[Finding]:
+    try:
+        with open(layout.empty, "rb") as file:
+            right = of_bytes(file.read()) == EMPTY_IMAGE
+    except OSError as error:
+        return [Finding("empty-image-unreadable", layout.empty, error.strerror or str(error))]
+    return [] if right else [Finding("empty-image-damaged", layout.empty, "it is not of nothing")]
 
 
 def _images(layout: Layout) -> list[Finding]:
     found = []
     for name in records.names(layout.path("images")):
+        if name == "lost+found":
+            continue
         users = (f"image {name}",)
         try:
-            image = images.get(layout, name)
-            with open(layout.image(name, "config.json"), "rb") as file:
-                if of_bytes(file.read()) != image.id:
-                    path = layout.image(name, "config.json")
-                    found.append(
-                        Finding("config-damaged", path, "it is not what the id says", users)
-                    )
-        except (OverlayctlError, FileNotFoundError) as error:
+            found += _image(layout, images.get(layout, name), users)
+        except OverlayctlError as error:
             found.append(Finding("image-damaged", layout.image(name), str(error), users))
     return found
+
+
+def _image(layout: Layout, image: images.Image, users: tuple[str, ...]) -> list[Finding]:
+    found = []
+    path = layout.image(image.hex, "image.json")
+    listed = image.record["layers"]
+    if [name[:64] for name in image.layers] != [hex_of(diff_id) for diff_id in image.diff_ids]:
+        found.append(Finding("image-damaged", path, "its layers are not its diff_ids", users))
+    chains = [layer["chain_id"] for layer in listed if "chain_id" in layer]
+    if chains and chains != chain_ids(image.diff_ids):
+        found.append(Finding("image-damaged", path, "its chain ids are wrong", users))
+    path = layout.image(image.hex, "config.json")
+    try:
+        with open(path, "rb") as file:
+            right = of_bytes(file.read()) == image.id
+    except OSError as error:
+        found.append(Finding("config-damaged", path, error.strerror or str(error), users))
+    else:
+        if not right:
+            found.append(Finding("config-damaged", path, "it is not what the id says", users))
+        elif _config_layers(layout, image) != image.diff_ids:
+            found.append(Finding("image-damaged", path, "it names other layers", users))
+    path = layout.image(image.hex, "manifest.json")
+    if not os.path.isfile(path):
+        found.append(Finding("manifest-missing", path, "the manifest is gone", users))
+    return found
+
+
+def _config_layers(layout: Layout, image: images.Image) -> tuple[str, ...]:
+    rootfs = images.config(layout, image).get("rootfs")
+    diff_ids = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    return tuple(map(str, diff_ids or ()))
 
 
 def _tags(layout: Layout) -> list[Finding]:
@@ -93,9 +141,13 @@ def _tags(layout: Layout) -> list[Finding]:
     known = set(images.listed(layout))
     for name in records.names(layout.path("tags")):
         path = layout.path("tags", name)
+        if name == "lost+found":
+            continue
         tag = images.read_tag(path)
         if tag is None:
             found.append(Finding("tag-damaged", path, "not an image id and a reference"))
+        elif names.tag_file(tag[1]) != name:
+            found.append(Finding("tag-misnamed", path, f"it says {tag[1]}, not what its name says"))
         elif tag[0] not in known:
             found.append(Finding("tag-dangling", path, f"{tag[1]} names an image that is gone"))
     return found
@@ -104,23 +156,51 @@ def _tags(layout: Layout) -> list[Finding]:
 def _containers(layout: Layout) -> list[Finding]:
     found = []
     known = set(containers.listed(layout))
-    for name in records.names(layout.path("containers")):
-        if name.endswith(".json"):
-            try:
-                containers.get(layout, name.removesuffix(".json"))
-            except OverlayctlError as error:
-                path = layout.path("containers", name)
-                found.append(Finding("container-damaged", path, str(error)))
-    for key in records.names(layout.path("snapshots")):
+    for container_id in containers.recorded(layout):
+        path = layout.container(container_id)
+        try:
+            container = containers.get(layout, container_id)
+        except OverlayctlError as error:
+            found.append(Finding("container-damaged", path, str(error)))
+            continue
+        if container_id not in known:
+            message = "its snapshot is gone: the next command that writes removes it"
+            found.append(Finding("container-unfinished", path, message))
+        elif containers.named(layout, container.name) != container_id:
+            message = f"the name {container.name} does not lead to it"
+            found.append(Finding("container-nameless", path, message))
+    return found
+
+
+def _snapshots(layout: Layout) -> list[Finding]:
+    found = []
+    kept = set(snapshots.listed(layout))
+    for key in snapshots.stored(layout):
         path = layout.snapshot(key)
+        if key not in kept:
+            message = "it is being removed: the next command that writes finishes that"
+            found.append(Finding("snapshot-unfinished", path, message))
+            continue
         try:
             snapshots.get(layout, key)
         except OverlayctlError as error:
             found.append(Finding("snapshot-damaged", path, str(error)))
+        if not os.path.isdir(layout.snapshot(key, "upper")):
+            found.append(Finding("snapshot-damaged", path, "its upper directory is gone"))
         if not os.path.exists(layout.container(key)):
             found.append(Finding("snapshot-orphan", path, "no container names this snapshot"))
+    return found
+
+
+def _names(layout: Layout) -> list[Finding]:
+    found = []
+    known = set(containers.recorded(layout))
     for name in records.names(layout.path("containers", "names")):
-        if os.readlink(layout.container_name(name)) not in known:
-            path = layout.container_name(name)
+        path = layout.container_name(name)
+        holder = containers.named(layout, name)
+        if holder is None:
+            if name != "lost+found":
+                found.append(Finding("name-foreign", path, "this is no symlink to a container"))
+        elif holder not in known:
             found.append(Finding("name-dangling", path, "it names no container"))
     return found

@@ -94,9 +94,11 @@ def _holders(fd: int) -> str:
             # not what stat gives: so the process's descriptors decide.
             fields = line.split()
             if fields[1] == "FLOCK" and fields[5].endswith(inode) and _has(fields[4], fd):
-                with suppress(FileNotFoundError, ProcessLookupError):
-                    with open(f"/proc/{fields[4]}/comm", errors="replace") as comm:
-                        found.append(f"process {fields[4]} ({comm.read().strip()})")
+                with (
+                    suppress(FileNotFoundError, ProcessLookupError),
+                    open(f"/proc/{fields[4]}/comm", errors="replace") as comm,
+                ):
+                    found.append(f"process {fields[4]} ({comm.read().strip()})")
     return ", ".join(found) or "a process not visible here"
 
 

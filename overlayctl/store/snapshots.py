@@ -110,12 +110,18 @@ def listed(layout: Layout) -> list[str]:
 
 def stored(layout: Layout) -> list[str]:
     """The keys of all snapshots, of those too that are being unmade."""
-    with os.scandir(layout.path("snapshots")) as entries:
-        return sorted(
-            entry.name
-            for entry in entries
-            if entry.name != "lost+found" and entry.is_dir(follow_symlinks=False)
-        )
+    return [
+        key
+        for key in records.names(layout.path("snapshots"))
+        if key != "lost+found" and stat.S_ISDIR(_mode(layout.snapshot(key)))
+    ]
+
+
+def _mode(path: str) -> int:
+    try:
+        return os.lstat(path).st_mode
+    except FileNotFoundError:
+        return 0
 
 
 def lowers(layout: Layout, layers: Sequence[str]) -> list[str]:

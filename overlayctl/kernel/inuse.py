@@ -1,0 +1,111 @@
+"""Who keeps a mount busy, and whether a directory already belongs to a live overlay."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+
+from overlayctl.errors import Holder, InUse, KernelRefused
+from overlayctl.kernel import libc, mounttable
+
+# What a process that ends, or that we may not look at, answers.
+_GONE = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM)
+
+
+def upper_in_use(path: str) -> bool:
+    """Whether ``path`` is the upperdir or workdir of a live overlay in any mount namespace.
+
+    An overlay whose upper is also its workdir is never mounted: the kernel says EBUSY if
+    the directory has an owner, else EINVAL, before it touches anything. It leaves an error
+    in the kernel log. Raises KernelRefused where the question cannot be asked.
+    """
+    try:
+        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise KernelRefused("open", path, error.errno or errno.EIO) from error
+    name = f"/proc/self/fd/{fd}"
+    options = f"lowerdir={name},upperdir={name},workdir={name},index=on"
+    try:
+        libc.mount("overlayctl:probe", path, "overlay", options.encode())
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            return True
+        if error.errno == errno.EINVAL:
+            return False
+        raise KernelRefused("mount overlay", path, error.errno or errno.EIO) from error
+    finally:
+        os.close(fd)
+    libc.umount2(path, libc.UMOUNT_NOFOLLOW | libc.MNT_DETACH)
+    return False
+
+
+def refuse_used(uppers: Sequence[str]) -> None:
+    """Raise InUse, naming the overlays, if a live one has one of these directories."""
+    for path in uppers:
+        if upper_in_use(path):
+            raise InUse(path, _overlays_on(os.path.realpath(path)))
+
+
+def _overlays_on(path: str) -> list[Holder]:
+    return [
+        Holder("the overlay", f"at {m.mount_point} (seen by process {pid})", "")
+        for pid, m in mounttable.everywhere()
+        if m.fs_type == "overlay" and path in m.option("upperdir") + m.option("workdir")
+    ] or [Holder("an overlay", "that cannot be seen from here", "")]
+
+
+def users(target: str) -> list[Holder]:
+    """The processes and mounts for which the mount at ``target`` cannot go.
+
+    A working directory, root, program, open file or mapping on that very mount. Copies of
+    it in other mount namespaces have other ids, and their users are not in the way.
+    """
+    fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        wanted = libc.table_id(fd)
+    finally:
+        os.close(fd)
+    found = [
+        Holder("mount", m.mount_point, f"umount {m.mount_point}")
+        for m in mounttable.read()
+        if m.parent_id == wanted
+    ]
+    for pid in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
+        link = next((link for link in _links(pid) if _lies_on(link, wanted)), None)
+        if link is None:
+            continue
+        try:
+            inside = os.readlink(link)
+            with open(f"/proc/{pid}/comm", errors="surrogateescape") as file:
+                name = file.read().rstrip("\n")
+        except OSError as error:
+            if error.errno in _GONE:
+                continue
+            raise
+        release = f"kill {pid}" if int(pid) != os.getpid() else ""
+        found.append(Holder("process", f"{pid} ({name}: {inside})", release))
+    return found
+
+
+def _lies_on(link: str, wanted: int) -> bool:
+    """Whether a magic link of /proc leads to the mount: a path could be another namespace's."""
+    try:
+        return libc.table_id_at(link) == wanted
+    except OSError as error:
+        # EIO and the like: the file of a filesystem in trouble is not ours.
+        if error.errno in (*_GONE, errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT):
+            return False
+        raise
+
+
+def _links(pid: str) -> Iterator[str]:
+    yield from (f"/proc/{pid}/{name}" for name in ("cwd", "root", "exe"))
+    for directory in ("fd", "map_files"):
+        try:
+            names = os.listdir(f"/proc/{pid}/{directory}")
+        except OSError as error:
+            if error.errno in _GONE:
+                continue
+            raise
+        yield from (f"/proc/{pid}/{directory}/{name}" for name in names)
