@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from overlayctl import names
-from overlayctl.errors import BadInput, Conflict, NotFound
+from overlayctl.errors import Ambiguous, BadInput, Conflict, NotFound
 from overlayctl.store import containers, gc, images, layers, locks, records, snapshots
 from overlayctl.store.opened import Store
 
@@ -227,8 +227,6 @@ class Engine:
         found = names.match(prefix, hexes)
         same = [name for name in known if name.startswith(found)]
         if len(same) > 1:
-            from overlayctl.errors import Ambiguous
-
             raise Ambiguous(spec, same)
         return same[0]
 
@@ -286,7 +284,8 @@ class Engine:
 
         with self.store.locked():
             wanted = [self.layer_name(spec)] if spec else attach.attached(self.layout)
-            return [name for name in wanted if attach.detach(self.layout, name)]
+            gone = [name for name in wanted if attach.detach(self.layout, name)]
+        return [name for name in gone if name != attach.EMPTY]
 
     # -- containers ------------------------------------------------------------------
 

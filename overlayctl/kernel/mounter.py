@@ -148,12 +148,14 @@ def _by_context(
     context: int, what: Overlay, owned: ExitStack, log: KernelLog, *, by_fd: bool
 ) -> int:
     for lower in what.lowerdirs:
-        fd = _layer(lower, owned)
-        with _explained("mount overlay", what.source, context, log):
-            if by_fd:
-                libc.fsconfig_fd(context, "lowerdir+", fd)
-            else:
-                libc.fsconfig_string(context, "lowerdir+", _text(lower, fd, owned))
+        # The context holds the layer: 500 open files at once would pass many a limit.
+        with ExitStack() as briefly:
+            fd = _layer(lower, briefly)
+            with _explained("mount overlay", what.source, context, log):
+                if by_fd:
+                    libc.fsconfig_fd(context, "lowerdir+", fd)
+                else:
+                    libc.fsconfig_string(context, "lowerdir+", _text(lower, fd, briefly))
     for key, path in (("upperdir", what.upperdir), ("workdir", what.workdir)):
         if not what.upperdir:
             break

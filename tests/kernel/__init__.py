@@ -1,0 +1,1 @@
+"""Tests of the code that talks to the kernel, against the kernel."""

@@ -1,0 +1,78 @@
+"""Layers for these tests: small EROFS images made by mkfs.erofs, mounted by the code itself."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from overlayctl.kernel import libc, mounter, mounttable
+from overlayctl.layer import erofs
+from overlayctl.mount import Erofs
+from tests.rootmount import require
+
+Image = Callable[..., str]
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Image:
+    """Return a function that makes an image of the files given by name and content."""
+    require("mkfs.erofs")
+
+    def make(place: str, **files: str) -> str:
+        tree = tmp_path / "trees" / str(len(os.listdir(tmp_path)))
+        tree.mkdir(parents=True)
+        for name, content in files.items():
+            (tree / name).write_text(content)
+        subprocess.run(["mkfs.erofs", "--quiet", os.fsencode(place), tree], check=True)
+        for name in files:
+            (tree / name).unlink()
+        tree.rmdir()
+        return place
+
+    return make
+
+
+@pytest.fixture
+def empty(tmp_path: Path) -> str:
+    path = str(tmp_path / "empty.erofs")
+    erofs.write_empty(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def unmounted(tmp_path: Path) -> Iterator[None]:
+    """Take down what a test mounted below its directory, newest first."""
+    yield
+    for mount in reversed(mounttable.below(str(tmp_path))):
+        libc.umount2(mount.mount_point, libc.MNT_DETACH | libc.UMOUNT_NOFOLLOW)
+
+
+class Place:
+    """A directory with attached layers, an upper, a work directory and a mountpoint."""
+
+    def __init__(self, root: str, empty: str) -> None:
+        self.root = root
+        self.empty = empty
+        for name in ("upper", "work", "merged"):
+            os.mkdir(self.path(name))
+
+    def path(self, name: str) -> str:
+        return os.path.join(self.root, name)
+
+    def attach(self, name: str, image: str, *, loop: bool = False) -> str:
+        os.mkdir(self.path(name))
+        mounter.mount(Erofs(image, loop=loop), self.path(name))
+        return self.path(name)
+
+    @property
+    def merged(self) -> str:
+        return self.path("merged")
+
+
+@pytest.fixture
+def place(tmp_path: Path, empty: str) -> Place:
+    root = tmp_path / "place"
+    root.mkdir()
+    return Place(str(root), empty)
