@@ -34,7 +34,7 @@ def remove_image(store: Store, name: str, *, force: bool, dry_run: bool) -> Remo
 
     Raises InUse naming each container that needs it and each place it is mounted.
     """
-    with store.deciding():
+    with store.unmaking():
         image, reference = images.resolve(store.layout, name)
         tied = sorted(r for r, h in images.tags(store.layout).items() if h == image.hex)
         shown = tuple(map(names.familiar, tied))
@@ -52,14 +52,22 @@ def remove_image(store: Store, name: str, *, force: bool, dry_run: bool) -> Remo
         holders = _containers_of(store, image)
         if dry_run:
             return Removed(shown, None if holders else image.id, (), 0)
+        gone = (
+            []
+            if holders
+            else gc.unneeded(
+                store.layout, dict.fromkeys(image.layers[::-1]), without=f"image {image.hex}"
+            )
+        )
+        for layer in gone:
+            # A layer that a process works in is named before anything is unmade.
+            attach.detach(store.layout, layer)
         for tag in tied:
             images.untag(store.layout, tag)
         if holders:
             # As docker's -f does: the name goes, what the container needs stays.
             return Removed(shown, None, (), 0)
         images.remove(store.layout, image.hex)
-        users = gc.layer_users(store.layout)
-        gone = [n for n in dict.fromkeys(image.layers[::-1]) if n not in users]
         by_name = dict(zip(image.layers, image.diff_ids, strict=True))
         freed = sum(layers.remove(store.layout, n) for n in gone)
         return Removed(shown, image.id, tuple(by_name[n] for n in gone), freed)
@@ -74,7 +82,6 @@ def _containers_of(store: Store, image: Image) -> list[Holder]:
 
 
 def _refuse_used(store: Store, image: Image, tied: Sequence[str], *, force: bool) -> None:
-
     holders = [
         Holder("mount", view.target, f"overlayctl umount {view.target}")
         for view in mounts.mounted(store.id, everywhere=True)
@@ -95,7 +102,7 @@ def remove_container(store: Store, name: str, *, force: bool, dry_run: bool) -> 
     found = containers.resolve(store.layout, name)
     with (
         locks.hold(store.layout.snapshot(found.id), exclusive=True, timeout=store.timeout),
-        store.deciding(),
+        store.unmaking(),
     ):
         views = [
             v

@@ -31,10 +31,13 @@ def orphans(layout: Layout) -> list[str]:
     return unneeded(layout, layers.listed(layout))
 
 
-def unneeded(layout: Layout, wanted: Iterable[str]) -> list[str]:
-    """Those of the layers that nobody names. None while a record cannot be read."""
+def unneeded(layout: Layout, wanted: Iterable[str], *, without: str = "") -> list[str]:
+    """Those of the layers that nobody names, the user ``without`` aside.
+
+    None while a record cannot be read: it may name them.
+    """
     users, complete = _scan(layout)
-    return [name for name in wanted if name not in users] if complete else []
+    return [name for name in wanted if not set(users.get(name, ())) - {without}] if complete else []
 
 
 def _scan(layout: Layout) -> tuple[dict[str, list[str]], bool]:

@@ -29,6 +29,13 @@ class Store:
             yield
 
     @contextmanager
+    def unmaking(self) -> Iterator[None]:
+        """As ``deciding``, for what only removes: nothing new is made, so a full disk is no bar."""
+        with self.locked():
+            gc.finish(self.layout)
+            yield
+
+    @contextmanager
     def deciding(self) -> Iterator[str]:
         """Hold the lock, what a killed command left being finished; the value is a staging place.
 

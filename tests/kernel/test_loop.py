@@ -32,6 +32,15 @@ def gone(image: str) -> bool:
     return False
 
 
+def mount_tmpfs(target: str) -> None:
+    context = libc.fsopen("tmpfs")
+    libc.fsconfig_create(context)
+    fd = libc.fsmount(context, 0)
+    libc.move_mount(fd, target)
+    os.close(fd)
+    os.close(context)
+
+
 @pytest.mark.parametrize("name", ["image", ODD, "x" * 200])
 def test_a_loop_device_lives_as_long_as_its_mount(place: Place, image: Image, name: str) -> None:
     made = image(place.path(name), hello="hi")
@@ -75,7 +84,7 @@ def test_nodes_that_dev_lacks_are_made(place: Place, empty: str) -> None:
     dev = place.path("dev")
     os.mkdir(dev)
     # A container's /dev: the control device is there, the nodes are not.
-    libc.move_mount(dev_context(), dev)
+    mount_tmpfs(dev)
     for name, numbers in (("null", (1, 3)), ("kmsg", (1, 11)), ("loop-control", (10, 237))):
         os.mknod(os.path.join(dev, name), 0o20600, os.makedev(*numbers))
     fd = libc.open_tree(dev, clone=True)
@@ -91,16 +100,8 @@ def test_nodes_that_dev_lacks_are_made(place: Place, empty: str) -> None:
         libc.umount2("/dev", libc.MNT_DETACH)
 
 
-def dev_context() -> int:
-    context = libc.fsopen("tmpfs")
-    libc.fsconfig_create(context)
-    fd = libc.fsmount(context, 0)
-    os.close(context)
-    return fd
-
-
 def test_without_a_loop_driver_the_refusal_says_what_to_do(place: Place, empty: str) -> None:
-    libc.move_mount(dev_context(), "/dev")
+    mount_tmpfs("/dev")
     try:
         with pytest.raises(KernelRefused, match="loop-control") as caught:
             mounter.mount(Erofs(empty, loop=True), place.merged)

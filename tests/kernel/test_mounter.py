@@ -426,7 +426,8 @@ BUSY: dict[str, Busy] = {
     "exe": lambda merged: [merged + "/sleeper", "-c", "echo; read line"],
     "map": lambda merged: [
         "python3", "-c",
-        ("import mmap, sys, time\nwith open(sys.argv[1]) as f: m = mmap.mmap(f.fileno(), 0, prot=1)\n"
+        ("import mmap, sys, time\n"
+        "with open(sys.argv[1]) as f: m = mmap.mmap(f.fileno(), 0, prot=1)\n"
         "print(flush=True); time.sleep(100)"),
         merged + "/file",
     ],
