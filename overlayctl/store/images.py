@@ -176,7 +176,8 @@ def resolve(layout: Layout, text: str) -> tuple[Image, str | None]:
             pass
     raise NotFound(
         f"there is no image {text!r}",
-        hint=names.near(text, map(names.familiar, known)) or "overlayctl images lists them",
+        hint=names.near(text, (names.familiar(ref).removesuffix(":latest") for ref in known))
+        or "overlayctl images lists them",
     )
 
 

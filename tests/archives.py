@@ -1,0 +1,43 @@
+"""Docker archives for tests, from the bytes of their layers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from tests.layer.tars import entry, tar
+
+
+def diff_id(layer: bytes) -> str:
+    return "sha256:" + hashlib.sha256(layer).hexdigest()
+
+
+def docker_archive(
+    path: Path,
+    layers: list[bytes],
+    *,
+    tags: tuple[str, ...] = ("demo:latest",),
+    stored: list[bytes] | None = None,
+    diff_ids: list[str] | None = None,
+) -> Path:
+    """An archive at ``path``; ``stored`` are other bytes for the layers (compressed, damaged)."""
+    config = json.dumps(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"Cmd": ["/bin/sh"]},
+            "rootfs": {"type": "layers", "diff_ids": diff_ids or [diff_id(x) for x in layers]},
+            "history": [{"created_by": f"step {n}"} for n in range(1, len(layers) + 1)],
+        }
+    ).encode()
+    names = [f"{number}/layer.tar" for number in range(len(layers))]
+    manifest = [{"Config": "config.json", "RepoTags": list(tags) or None, "Layers": names}]
+    path.write_bytes(
+        tar(
+            entry("manifest.json", data=json.dumps(manifest).encode()),
+            entry("config.json", data=config),
+            *(entry(n, data=d) for n, d in zip(names, stored or layers, strict=True)),
+        )
+    )
+    return path
