@@ -296,7 +296,7 @@ def program(code: str) -> bytes:
     return elf + struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, size, size, 4096) + body
 
 
-# exit(geteuid()) and exit(setuid(0) != 0)
+# The first ends with its effective user id, the second with 0 if it may become root.
 EUID = "b86b000000 0f05 89c7 b83c000000 0f05"
 SETUID = "b869000000 31ff 0f05 89c7 b83c000000 0f05"
 CAP_SETUID = struct.pack("<IIIII", 0x02000001, 1 << 7, 0, 0, 0)

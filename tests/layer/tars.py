@@ -19,9 +19,9 @@ def entry(name: str, kind: bytes = tarfile.REGTYPE, data: bytes = b"", **fields:
     info = tarfile.TarInfo(name)
     info.type = kind
     info.size = len(data)
-    xattrs = fields.pop("xattrs", {})
-    assert isinstance(xattrs, dict)
-    info.pax_headers = {f"SCHILY.xattr.{k}": v for k, v in xattrs.items()}
+    info.pax_headers = dict(fields.pop("pax", {}))
+    for key, value in fields.pop("xattrs", {}).items():
+        info.pax_headers[f"SCHILY.xattr.{key}"] = value
     for field, value in fields.items():
         setattr(info, field, value)
     head = info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape")

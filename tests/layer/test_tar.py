@@ -91,7 +91,12 @@ def test_agrees_with_tarfile(
     tmp_path_factory: pytest.TempPathFactory, form: int, entries: list[dict[str, object]]
 ) -> None:
     data = _build(entries, form)
-    ours = members(data, tmp_path_factory.mktemp("tar"))
+    place = tmp_path_factory.mktemp("tar")
+    ours = members(data, place)
+    listed = subprocess.run(
+        ["bsdtar", "-tf", place / "members.tar"], check=True, capture_output=True
+    ).stdout.splitlines()
+    assert len(listed) == len(ours)
     assert [_of_ours(m, data) for m in ours] == [_of_python(i, data) for i in python_members(data)]
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import stat
+import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -261,6 +263,18 @@ _any_entry = st.one_of(
     ),
     st.builds(directory, _paths, mode=st.integers(0, 0o7777), mtime=st.integers(0, 2**33)),
     st.builds(symlink, _paths, st.just("nowhere/at/all")),
+    st.builds(hardlink, _paths, _paths),
+    st.builds(
+        entry,
+        _paths,
+        data=st.binary(max_size=40),
+        pax=st.fixed_dictionaries(
+            {
+                "mtime": st.decimals(-(2**31), 2**33, places=9).map(str),
+                "SCHILY.xattr.user.note": st.text("abc\xe9", max_size=20),
+            }
+        ),
+    ),
     st.builds(entry, _paths.map(lambda p: _in_parent(p, ".wh."))),
     st.builds(entry, _paths.map(lambda p: p + "/.wh..wh..opq")),
 )
@@ -285,6 +299,55 @@ def mountpoint(tmp_path: Path) -> Path:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 def test_any_layer_reads_the_same_through_the_kernel_and_gnu_tar(
+    tmp_path_factory: pytest.TempPathFactory, mountpoint: Path, entries: list[bytes]
+) -> None:
+    _compare(tmp_path_factory, mountpoint, entries)
+
+
+@pytest.mark.long
+@given(entries=st.lists(_any_entry, max_size=25))
+@settings(
+    max_examples=4000,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_many_more_layers(
+    tmp_path_factory: pytest.TempPathFactory, mountpoint: Path, entries: list[bytes]
+) -> None:
+    _compare(tmp_path_factory, mountpoint, entries)
+
+
+@pytest.mark.long
+def test_a_hundred_thousand_entries_and_a_file_of_four_gigabytes(
+    tmp_path: Path, mountpoint: Path
+) -> None:
+    """Every name is found through the kernel; the byte past 4 GiB is the right one."""
+    big = tarfile.TarInfo("big")
+    big.size = (4 << 30) + 3
+    small = b"".join(entry(f"d{n % 40}/f{n}", data=b"%d" % n) for n in range(100_000))
+    path = tmp_path / "layer.erofs"
+    with path.open("w+b") as file:
+
+        def chunks() -> Iterator[bytes]:
+            yield small + big.tobuf()
+            for _ in range(4096):
+                yield bytes(1 << 20)
+            yield b"end" + bytes(509) + bytes(1024)
+
+        received = ingest.receive(file.fileno(), chunks())
+        ingest.seal(file.fileno(), received, ingest.describe(file.fileno(), received), Stack([]))
+    mounter.mount(Erofs(str(path)), str(mountpoint))
+    try:
+        for n in range(100_000):
+            assert (mountpoint / f"d{n % 40}" / f"f{n}").stat().st_size == len(str(n))
+        with (mountpoint / "big").open("rb") as content:
+            content.seek(4 << 30)
+            assert content.read() == b"end"
+    finally:
+        mounter.unmount(str(mountpoint))
+
+
+def _compare(
     tmp_path_factory: pytest.TempPathFactory, mountpoint: Path, entries: list[bytes]
 ) -> None:
     place = tmp_path_factory.mktemp("any")
