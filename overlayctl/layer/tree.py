@@ -419,7 +419,9 @@ class Tree:
             if node in self._implied:
                 time = max(own or below or [self._implied[node]])
                 self.mtime[node], self.mtime_ns[node] = time
-            newest[node] = max(own + below or [(self.mtime[node], self.mtime_ns[node])])
+            # A directory that only markers imply has a time, but nothing that its parents count.
+            if own or below:
+                newest[node] = max(own + below)
 
     def _settle_whiteouts(self, node: int) -> None:
         """Whiteouts become children, or the opaque mark of the directory that took their place."""
