@@ -425,24 +425,19 @@ class Tree:
 
     def _settle_whiteouts(self, node: int) -> None:
         """Whiteouts become children, or the opaque mark of the directory that took their place."""
-        if node in self._opaque or node in self._replaced:
+        opaque = node in self._opaque or node in self._replaced
+        if opaque:
             self.xattrs.setdefault(node, {})[OPAQUE_XATTR] = b"y"
-            if node in self._opaque:
-                self._whiteouts.pop(node, None)
-        marks = self._whiteouts.pop(node, None)
-        if not marks:
-            return
         names = self.children[node]
         left = False
-        for name, whiteout in marks.items():
+        for name, whiteout in self._whiteouts.pop(node, {}).items():
             child = names.get(name)
-            if child is None:
-                # In an opaque directory readdir would list it and stat deny it.
-                if node not in self._replaced:
-                    names[name] = whiteout
-                    left = True
-            elif child in self.children:
+            if child in self.children:
                 self._replaced.add(child)
+            elif child is None and not opaque:
+                # In an opaque directory readdir would list it and stat deny it.
+                names[name] = whiteout
+                left = True
         if left:
             # Without an origin the kernel shows whiteouts of a directory that lies over nothing.
             self.xattrs.setdefault(node, {})[ORIGIN_XATTR] = b""
