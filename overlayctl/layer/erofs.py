@@ -2,7 +2,7 @@
 
 Linux Documentation/filesystems/erofs.rst ("On-disk details") and the structures of
 fs/erofs/erofs_fs.h; block size 512, so a tar's records are blocks and are not copied.
-``index`` says what lies where.
+``format`` says what lies where.
 
 Law: every byte behind the tar and before it follows from (tar, facts, WRITER).
 """
@@ -19,19 +19,16 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from overlayctl.errors import BadTar, LimitExceeded
-from overlayctl.layer.index import (
+from overlayctl.layer import pack
+from overlayctl.layer.format import (
     BLOCK,
     CHUNKED,
-    DIRENT,
     FORMAT,
     HEADER,
     INLINE,
     INODE,
     PAGE,
     PLAIN,
-    XATTR,
-    XATTR_HEADER,
-    XATTR_PREFIXES,
     Header,
     derived_uuid,
     index_start,
@@ -51,11 +48,7 @@ WRITER = 1
 
 _PIECE = 1 << 20
 _IMAGE_LIMIT = 1 << 41
-_NAME_LIMIT = 255
 _TARGET_LIMIT = 4095
-_XATTR_VALUE_LIMIT = 65535
-_XATTR_NAMES_LIMIT = 65536
-_XATTR_BODY_LIMIT = 12 + 4 * 65534
 _CHUNK_MAP_ENTRIES = 65536
 _CHUNK_BITS = range(12, 41)
 _CHUNK_MAPS_LIMIT = 1 << 28
@@ -63,13 +56,6 @@ _EXPANSION_FREE = 1 << 30
 _EXPANSION_RATIO = 16
 _FORMAT_MASK = 0o170000
 _REG, _DIR, _LNK, _CHR, _BLK = 0o100000, 0o040000, 0o120000, 0o020000, 0o060000
-# A directory entry's type by mode >> 12 (fs_types.h's FT_* values).
-_DIRENT_TYPE = bytes([0, 5, 3, 0, 2, 0, 4, 0, 1, 0, 7, 0, 6, 0, 0, 0])
-
-
-def storable(name: bytes) -> bool:
-    """Whether EROFS has a prefix for this xattr; the kernel shows no others."""
-    return _split(name) is not None
 
 
 def write(fd: int, tree: Tree, tar_size: int, diff_id: DiffID, facts: bytes, wants: int) -> Header:
@@ -110,7 +96,7 @@ def write_empty(path: str) -> None:
     It has no header. Raises FileExistsError.
     """
     blocks = bytearray()
-    size = _pack_directory(blocks, [b".", b".."], [2, 2], [_DIR, _DIR])
+    size = pack.directory(blocks, [b".", b".."], [2, 2], [_DIR, _DIR])
     image = bytearray(HEADER)
     image += superblock(derived_uuid("overlayctl empty\n"), PAGE, 0, 2 * PAGE)
     inodes = bytearray(BLOCK)
@@ -177,7 +163,7 @@ class _Layout:
             kind = mode[node] & _FORMAT_MASK
             length = 64
             if xattrs and xattrs.get(node):
-                body = _pack_xattrs(xattrs[node])
+                body = pack.inline_xattrs(xattrs[node])
                 self._bodies[node] = body
                 length += len(body)
             tail = 0
@@ -247,7 +233,7 @@ class _Layout:
             names = sorted([b".", b"..", *listed])
             nodes = [kids[name] for name in names]
             start = first + len(blocks) // BLOCK
-            size = _pack_directory(
+            size = pack.directory(
                 blocks, names, [nids[n] for n in nodes], [tree.mode[n] for n in nodes]
             )
             self._where[node] = (start, size)
@@ -403,63 +389,6 @@ def _read_borrowed(borrowed: Borrowed, offset: int, length: int) -> bytes:
             raise BadTar("a file of a lower layer, wanted for a hard link, is shorter than it says")
         data += more
     return data
-
-
-def _pack_directory(
-    blocks: bytearray, names: list[bytes], nids: list[int], modes: list[int]
-) -> int:
-    """Append a directory's blocks; its size. Names are sorted, the dots among them."""
-    if max(map(len, names)) > _NAME_LIMIT:
-        raise LimitExceeded(
-            f"a name of {max(map(len, names))} bytes: the limit is {_NAME_LIMIT}", limit=_NAME_LIMIT
-        )
-    pack = DIRENT.pack_into
-    begin, used, first, count = len(blocks), 0, 0, len(names)
-    while first < count:
-        base, used, last = len(blocks), 0, first
-        while last < count and used + DIRENT.size + len(names[last]) <= BLOCK:
-            used += DIRENT.size + len(names[last])
-            last += 1
-        blocks += bytes(BLOCK)
-        entry, at = base, DIRENT.size * (last - first)
-        blocks[base + at : base + used] = b"".join(names[first:last])
-        for number in range(first, last):
-            pack(blocks, entry, nids[number], at, _DIRENT_TYPE[modes[number] >> 12])
-            entry += DIRENT.size
-            at += len(names[number])
-        first = last
-    return len(blocks) - begin - BLOCK + used
-
-
-def _split(name: bytes) -> tuple[int, bytes] | None:
-    """An xattr's prefix number and the rest of its name."""
-    for number, prefix in XATTR_PREFIXES.items():
-        if name == prefix or (prefix[-1:] == b"." and name.startswith(prefix)):
-            return (number, name[len(prefix) :]) if number in (2, 3) or name != prefix else None
-    return None
-
-
-def _pack_xattrs(xattrs: dict[bytes, bytes]) -> bytes:
-    body = bytearray(XATTR_HEADER)
-    for name, value in sorted(xattrs.items()):
-        split = _split(name)
-        if split is None:
-            raise LimitExceeded(f"the xattr {name[:300]!r} is of a kind that EROFS cannot hold")
-        if len(name) > _NAME_LIMIT or len(value) > _XATTR_VALUE_LIMIT:
-            raise LimitExceeded(
-                f"the xattr {name[:300]!r} has a name of {len(name)} bytes and a value of "
-                f"{len(value)}: the limits are {_NAME_LIMIT} and {_XATTR_VALUE_LIMIT}"
-            )
-        number, rest = split
-        body += XATTR.pack(len(rest), number, len(value)) + rest + value
-        body += bytes(-len(body) % 4)
-    names = sum(len(name) + 1 for name in xattrs)
-    if len(body) > _XATTR_BODY_LIMIT or names > _XATTR_NAMES_LIMIT:
-        raise LimitExceeded(
-            f"the xattrs of one file are {len(body)} bytes, their names {names}: the limits "
-            f"are {_XATTR_BODY_LIMIT} and {_XATTR_NAMES_LIMIT}"
-        )
-    return bytes(body)
 
 
 def _chunk_bits(size: int) -> int:

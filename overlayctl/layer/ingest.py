@@ -22,7 +22,7 @@ from overlayctl.layer.tree import Tree
 
 if TYPE_CHECKING:
     from overlayctl.layer.attributes import Wants
-    from overlayctl.layer.index import Header
+    from overlayctl.layer.format import Header
 
 TAR_START = 4096
 _WRITEBACK = 8 << 20

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 from overlayctl import names
 from overlayctl.errors import NotFound
 from overlayctl.layer import attach
-from overlayctl.layer.index import Header, Index
+from overlayctl.layer.index import Index
 from overlayctl.store import records
 from overlayctl.store.records import fault
 
 if TYPE_CHECKING:
+    from overlayctl.layer.format import Header
     from overlayctl.layout import Layout
 
 

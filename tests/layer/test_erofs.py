@@ -23,7 +23,8 @@ from overlayctl.digest import DiffID
 from overlayctl.errors import Damaged, HostCannot, LimitExceeded
 from overlayctl.layer import erofs
 from overlayctl.layer.attributes import Inherited
-from overlayctl.layer.index import BLOCK, HEADER, PAGE, Header, Index, Node, verify
+from overlayctl.layer.format import BLOCK, HEADER, PAGE, Header
+from overlayctl.layer.index import Index, Node, verify
 from overlayctl.layer.tar import TarReader
 from overlayctl.layer.tree import Tree
 from tests.layer.tars import directory, entry, hardlink, symlink, tar

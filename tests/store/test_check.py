@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from overlayctl.digest import of_bytes
-from overlayctl.layer.index import PAGE, index_start
+from overlayctl.layer.format import PAGE, index_start
 from overlayctl.layout import Layout
 from overlayctl.store import check, images, layers
 from tests.layer.tars import directory, entry, tar
