@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from overlayctl import names
-from overlayctl.errors import Ambiguous, BadInput, Conflict, NotFound
+from overlayctl.errors import Ambiguous, BadInput, Conflict, NotFound, Usage
+from overlayctl.layout import Layout
 from overlayctl.store import containers, gc, images, layers, locks, records, snapshots
 from overlayctl.store.opened import Store
 
@@ -163,68 +164,41 @@ class Engine:
 
     def mounts(self) -> list[dict[str, Any]]:
         """Every merged view of this store that is mounted in this namespace."""
+        from overlayctl.inspect import describe
         from overlayctl.runtime import mounts
 
-        known = {found.id: found.name for found in containers.readable(self.layout)}
-        tags = {h: names.familiar(r) for r, h in images.tags(self.layout).items()}
-        return [
-            {
-                "Kind": view.kind,
-                "Id": view.id,
-                "Name": known.get(view.id) or tags.get(view.id, ""),
-                "MountPoint": view.target,
-                "LowerDir": ":".join(view.lowers),
-                "UpperDir": view.upper or None,
-                "WorkDir": view.work or None,
-                "Options": view.options,
-            }
-            for view in mounts.mounted(self.store.id)
-        ]
+        return describe.mount_rows(self.layout, mounts.mounted(self.store.id))
 
     # -- layers ----------------------------------------------------------------------
 
     def layers(self) -> list[dict[str, Any]]:
         """One row for each stored layer."""
-        from overlayctl.layer import attach
+        from overlayctl.inspect import describe
 
-        users = gc.layer_users(self.layout)
-        attached = set(attach.attached(self.layout))
-        rows = []
-        for name in layers.listed(self.layout):
-            found = layers.stat(self.layout, name)
-            rows.append(
-                {
-                    "Name": name,
-                    "DiffID": found.header.diff_id,
-                    "Size": found.header.size,
-                    "DiskUsage": found.disk,
-                    "Images": sum(user.startswith("image ") for user in users.get(name, [])),
-                    "Attached": name in attached,
-                    "DiffPath": self.layout.diff(name) if name in attached else None,
-                }
-            )
-        return rows
+        return describe.layer_rows(self.layout)
 
     def layer_name(self, spec: str) -> str:
         """The layer of ``REF:N`` (1 is the bottom) or of an id's start."""
         reference, _, number = spec.rpartition(":")
-        if reference and number.isdigit():
-            try:
-                image, _ = images.resolve(self.layout, reference)
-            except NotFound:
-                pass
-            else:
-                if not 1 <= int(number) <= len(image.layers):
-                    raise NotFound(
-                        f"{reference} has layers 1 to {len(image.layers)}, bottom to top"
-                    )
-                return image.layers[int(number) - 1]
+        if reference not in ("", "sha256") and number.isdigit() and not self.image_exists(spec):
+            image, _ = images.resolve(self.layout, reference)
+            if not 1 <= int(number) <= len(image.layers):
+                raise NotFound(f"{reference} has layers 1 to {len(image.layers)}, bottom to top")
+            return image.layers[int(number) - 1]
         known = layers.listed(self.layout)
         prefix = spec.removeprefix("sha256:")
         if prefix in known:
             return prefix
         hexes = {name[:64] for name in known}
-        found = names.match(prefix, hexes)
+        try:
+            found = names.match(prefix, hexes)
+        except NotFound:
+            if not self.image_exists(spec):
+                raise NotFound(f"there is no layer {spec!r}", hint="overlayctl layer ls") from None
+            raise Usage(
+                f"{spec} is an image: say which of its layers",
+                hint=f"{spec}:1 is the bottom one",
+            ) from None
         same = [name for name in known if name.startswith(found)]
         if len(same) > 1:
             raise Ambiguous(spec, same)
@@ -340,14 +314,20 @@ class Engine:
 
     def inspect(self, name: str) -> dict[str, Any]:
         """The container of that name, else the image."""
-        if self.container_exists(name):
+        if self.kind_of(name) == "container":
             return self.inspect_container(name)
+        return self.inspect_image(name)
+
+    def kind_of(self, name: str) -> str:
+        """``container`` or ``image``: containers come first. Raises NotFound for neither."""
+        if self.container_exists(name):
+            return "container"
         try:
-            return self.inspect_image(name)
+            images.resolve(self.layout, name)
         except NotFound as error:
-            raise NotFound(
-                f"there is no container and no image {name!r}", hint=error.hint
-            ) from None
+            hint = error.hint if "mean" in error.hint else "overlayctl ps -a, overlayctl images"
+            raise NotFound(f"there is no container and no image {name!r}", hint=hint) from None
+        return "image"
 
     def container_exists(self, name: str) -> bool:
         """Whether there is such a container."""
@@ -403,20 +383,17 @@ class Engine:
 
     def info(self) -> dict[str, Any]:
         """What this store is and what this host can."""
-        from overlayctl.kernel import probe
-
         free = os.statvfs(self.layout.root)
         return {
             "Root": self.layout.root,
             "StoreId": self.store.id,
             "Format": self.store.marker.get("format"),
-            "Kernel": os.uname().release,
             "Images": len(images.listed(self.layout)),
             "Layers": len(layers.listed(self.layout)),
             "Containers": len(containers.listed(self.layout)),
             "FreeBytes": free.f_bavail * free.f_frsize,
             "FreeInodes": free.f_favail,
-            "Attach": probe.attach_ways(self.layout.empty),
+            **host(self.layout.root),
         }
 
     def reset(self, *, dry_run: bool) -> dict[str, Any]:
@@ -424,6 +401,25 @@ class Engine:
         from overlayctl.runtime import removal
 
         return removal.reset(self.store, dry_run=dry_run)
+
+
+def host(root: str) -> dict[str, Any]:
+    """What this host can, tried with an image of nothing where the store is or would be."""
+    import tempfile
+
+    from overlayctl.kernel import probe
+    from overlayctl.layer import erofs
+
+    kernel = {"Kernel": os.uname().release}
+    empty = Layout(root).empty
+    if os.path.exists(empty):
+        return {**kernel, "Attach": probe.attach_ways(empty)}
+    while not os.path.isdir(root):
+        root = os.path.dirname(os.path.abspath(root))
+    with tempfile.TemporaryDirectory(prefix=".overlayctl-", dir=root) as place:
+        image = os.path.join(place, "empty.erofs")
+        erofs.write_empty(image)
+        return {**kernel, "Attach": probe.attach_ways(image)}
 
 
 def _rows(findings: Iterator[Finding]) -> list[dict[str, Any]]:

@@ -292,6 +292,9 @@ def rm(
             render.line(f"{untagged}: {familiar(tag)}")
         for gone in ([one.image_id] if one.image_id else []) + list(one.layers):
             render.line(f"{deleted}: {render.identifier(gone, whole=True)}")
+    for one in removed:
+        if one.needed_by:
+            render.note(f"the image stays, containers need it: {', '.join(one.needed_by)}")
     freed = sum(one.freed for one in removed)
     if freed:
         note(f"{'would free' if dry_run else 'freed'} {render.size(freed)}")

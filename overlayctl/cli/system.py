@@ -27,8 +27,11 @@ def check(
 @app.command("info", cls=Verb)
 def info(*, template: Format = None) -> None:
     """Tell where the store is, what this host can do, and how layers are attached here."""
+    from overlayctl.engine import host
+
     root, source = location()
-    told = {"Root": root, "RootFrom": source, **engine().info()}
+    store = found_engine()
+    told = {"Root": root, "RootFrom": source, **(store.info() if store else host(root))}
     if template is not None:
         render.formatted(template, told)
     elif asked.json:
@@ -115,7 +118,7 @@ def mount(
         mounts()
         return
     store = engine()
-    if directory is None and not allowed and store.container_exists(name):
+    if store.kind_of(name) == "container" and directory is None and not allowed:
         render.path(store.mount_container(name, volatile=volatile, xino=xino))
     elif volatile or xino:
         raise Usage("--volatile and --xino are for containers", hint="overlayctl ps -a lists them")
@@ -138,7 +141,7 @@ def umount(
             for one in store.mounts():
                 if one["Kind"] == "container" and one["MountPoint"] == there:
                     return store.unmount_container(one["Id"], lazy=lazy)
-        elif store.container_exists(name):
+        elif store.kind_of(name) == "container":
             return store.unmount_container(name, lazy=lazy)
         return store.unmount_image(name, lazy=lazy)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -208,6 +208,46 @@ def container_rows(
         if everything or found.id in mounted
     ]
     return sorted(rows, key=lambda row: (str(row["Created"]), str(row["Id"])), reverse=True)
+
+
+def mount_rows(layout: Layout, views: Iterable[Merged]) -> list[dict[str, Any]]:
+    """One row for each merged view."""
+    known = {found.id: found.name for found in containers.readable(layout)}
+    tags = {h: names.familiar(r) for r, h in images.tags(layout).items()}
+    return [
+        {
+            "Kind": view.kind,
+            "Id": view.id,
+            "Name": known.get(view.id) or tags.get(view.id, ""),
+            "MountPoint": view.target,
+            "LowerDir": ":".join(view.lowers),
+            "UpperDir": view.upper or None,
+            "WorkDir": view.work or None,
+            "Options": view.options,
+        }
+        for view in views
+    ]
+
+
+def layer_rows(layout: Layout) -> list[dict[str, Any]]:
+    """One row for each stored layer."""
+    users = gc.layer_users(layout)
+    attached = set(attach.attached(layout))
+    rows = []
+    for name in layers.listed(layout):
+        found = layers.stat(layout, name)
+        rows.append(
+            {
+                "Name": name,
+                "DiffID": found.header.diff_id,
+                "Size": found.header.size,
+                "DiskUsage": found.disk,
+                "Images": sum(user.startswith("image ") for user in users.get(name, [])),
+                "Attached": name in attached,
+                "DiffPath": layout.diff(name) if name in attached else None,
+            }
+        )
+    return rows
 
 
 def layer(layout: Layout, name: str) -> dict[str, Any]:

@@ -21,12 +21,16 @@ if TYPE_CHECKING:
 
 
 class Removed(NamedTuple):
-    """What ``remove_image`` took away; ``freed`` in bytes, measured on the deleted files."""
+    """What ``remove_image`` took away; ``freed`` in bytes, measured on the deleted files.
+
+    ``needed_by`` are the containers for which an untied image stays.
+    """
 
     untagged: tuple[str, ...]
     image_id: str | None
     layers: tuple[str, ...]
     freed: int
+    needed_by: tuple[str, ...] = ()
 
 
 def remove_image(store: Store, name: str, *, force: bool, dry_run: bool) -> Removed:
@@ -66,7 +70,7 @@ def remove_image(store: Store, name: str, *, force: bool, dry_run: bool) -> Remo
             images.untag(store.layout, tag)
         if holders:
             # As docker's -f does: the name goes, what the container needs stays.
-            return Removed(shown, None, (), 0)
+            return Removed(shown, None, (), 0, tuple(holder.name for holder in holders))
         images.remove(store.layout, image.hex)
         by_name = dict(zip(image.layers, image.diff_ids, strict=True))
         freed = sum(layers.remove(store.layout, n) for n in gone)
@@ -74,8 +78,13 @@ def remove_image(store: Store, name: str, *, force: bool, dry_run: bool) -> Remo
 
 
 def _containers_of(store: Store, image: Image) -> list[Holder]:
+    mounted = {view.id for view in mounts.mounted(store.id, everywhere=True)}
     return [
-        Holder("container", found.name, f"overlayctl rm {found.name}")
+        Holder(
+            "container",
+            found.name,
+            f"overlayctl rm {'-f ' if found.id in mounted else ''}{found.name}",
+        )
         for found in containers.readable(store.layout)
         if found.image == image.hex
     ]

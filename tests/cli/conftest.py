@@ -1,0 +1,87 @@
+"""Commands as a shell runs them, with a look at the store's soundness after each."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from overlayctl.engine import Engine
+
+
+class Done(NamedTuple):
+    """What a command said and how it ended; names that are not UTF-8 are surrogates."""
+
+    out: str
+    err: str
+    status: int
+
+
+class Shell:
+    """Runs commands on one store; calling it returns what the command said."""
+
+    def __init__(self, store: str) -> None:
+        self.store = store
+
+    def __call__(
+        self, *arguments: str | Path, ok: int = 0, sound: bool = True, fault: str = ""
+    ) -> Done:
+        """Run a command that must exit with ``ok``; ``sound`` is whether check must be clean."""
+        done = self._run(arguments, fault)
+        assert done.status == ok, done
+        assert "Traceback" not in done.err
+        if sound and os.path.exists(os.path.join(self.store, "overlayctl.json")):
+            assert self.findings() == ""
+        return done
+
+    def findings(self) -> str:
+        """What check finds; nothing if the store is sound."""
+        done = self._run(("system", "check"), "")
+        assert done.status in (0, 6), done
+        return done.out if done.status else ""
+
+    def path(self, *arguments: str | Path) -> Path:
+        """The path that a command prints."""
+        return Path(self(*arguments).out.removesuffix("\n"))
+
+    def _run(self, arguments: tuple[str | Path, ...], fault: str) -> Done:
+        done = subprocess.run(
+            [sys.executable, "-m", "overlayctl", "--root", self.store, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            env={**os.environ, "OVERLAYCTL_FAULT": fault},
+        )
+        return Done(os.fsdecode(done.stdout), os.fsdecode(done.stderr), done.returncode)
+
+
+def reset(store: str) -> None:
+    """Leave nothing of a store, nor anything mounted."""
+    if os.path.exists(os.path.join(store, "overlayctl.json")):
+        Engine.open(store).reset(dry_run=False)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[str]:
+    place = str(tmp_path / "store")
+    yield place
+    reset(place)
+
+
+@pytest.fixture
+def run(store: str) -> Shell:
+    return Shell(store)
+
+
+@pytest.fixture
+def odd_run(tmp_path: Path) -> Iterator[Shell]:
+    """The same with a store whose path has everything that needs quoting somewhere."""
+    place = os.path.join(tmp_path, os.fsdecode(b"a b:c,d\\e\nf\xff"), "store")
+    os.mkdir(os.path.dirname(place))
+    yield Shell(place)
+    reset(place)
