@@ -30,29 +30,54 @@ _OFFICIAL = "library/"
 def stored(text: str) -> str:
     """The fully qualified form of a reference: ``busybox`` is docker.io/library/busybox:latest.
 
-    Raises Usage for what docker would refuse.
+    Raises Usage for what docker would refuse, and for a digest, which is nothing to store.
     """
-    name, separator, tag = text, "", ""
+    if len(text) == 64 and _ID.fullmatch(text):
+        raise _bad(text, "64 hexadecimal characters are an id")
+    if "@" in text:
+        raise _bad(text, "it holds a digest", "name a tag: NAME:TAG")
+    name, tag = text, "latest"
     if ":" in text.rsplit("/", 1)[-1]:
-        name, separator, tag = text.rpartition(":")
+        name, _, tag = text.rpartition(":")
     domain, slash, path = name.partition("/")
-    if not slash or not ("." in domain or ":" in domain or domain == "localhost"):
+    if not slash or not _is_domain(domain):
         domain, path = _DEFAULT_DOMAIN, name
     if domain == "index.docker.io":
         domain = _DEFAULT_DOMAIN
     if domain == _DEFAULT_DOMAIN and "/" not in path:
         path = _OFFICIAL + path
-    tag = tag if separator else "latest"
-    fits = len(domain) + 1 + len(path) <= _NAME_MAX
-    if not (fits and _DOMAIN.fullmatch(domain) and _PATH.fullmatch(path) and _TAG.fullmatch(tag)):
-        hint = "lower-case letters, digits and separators, then :TAG; for example demo/web:1.0"
-        raise Usage(f"{text!r} is no valid image name", hint=hint)
+    if not _TAG.fullmatch(tag):
+        raise _bad(text, "a tag is 1 to 128 letters, digits, '_', '.' and '-', no '.' or '-' first")
+    if path != path.lower():
+        raise _bad(text, "names are lower-case", text.removesuffix(path) + path.lower())
+    if not (_DOMAIN.fullmatch(domain) and _PATH.fullmatch(path)):
+        raise _bad(text, "")
+    if len(domain) + 1 + len(path) > _NAME_MAX:
+        raise _bad(text, f"its name is longer than {_NAME_MAX} characters", "use a shorter name")
     return f"{domain}/{path}:{tag}"
 
 
+def _bad(text: str, why: str, hint: str = "") -> Usage:
+    return Usage(
+        f"{text[:300]!r} is no valid image name" + (f": {why}" if why else ""),
+        hint=hint or "lower-case letters, digits and separators, then :TAG; as in demo/web:1.0",
+    )
+
+
+def _is_domain(first: str) -> bool:
+    # Docker's rule for what stands before the first slash; anything else is a user of its own.
+    return "." in first or ":" in first or first == "localhost" or first != first.lower()
+
+
 def familiar(reference: str) -> str:
-    """How people write a stored reference: without docker.io and library, with the tag."""
-    return reference.removeprefix(_DEFAULT_DOMAIN + "/").removeprefix(_OFFICIAL)
+    """How people write a stored reference: ``stored`` gives it back."""
+    path = reference.removeprefix(_DEFAULT_DOMAIN + "/")
+    first, slash, rest = path.partition("/")
+    if path == reference or (slash and _is_domain(first)):
+        # docker.io/foo.bar/x must not become foo.bar/x, which is another registry's.
+        return reference
+    # Likewise docker.io/library/a/b is not a/b.
+    return rest if first + slash == _OFFICIAL and "/" not in rest else path
 
 
 def tag_file(reference: str) -> str:
@@ -79,11 +104,13 @@ def is_id(text: str) -> bool:
 def match(text: str, candidates: Iterable[str]) -> str:
     """The one id of ``candidates`` (hex) that ``text`` starts. Raises NotFound, Ambiguous."""
     prefix = text.removeprefix("sha256:")
-    found = sorted(c for c in candidates if c.startswith(prefix)) if is_id(text) else []
+    found = sorted({c for c in candidates if c.startswith(prefix)}) if is_id(text) else []
     if not found:
         raise NotFound(f"nothing has the id {text!r}")
     if len(found) > 1 and found[0] != prefix:
-        raise Ambiguous(text, [short(c) for c in found])
+        # So many digits that they differ, but what people are used to at least.
+        digits = next(n for n in range(12, 65) if len({c[:n] for c in found}) == len(found))
+        raise Ambiguous(text, [c[:digits] for c in found])
     return found[0]
 
 
@@ -94,6 +121,8 @@ def container_name(text: str) -> str:
             f"{text!r} is no valid container name",
             hint="two or more letters, digits, '_', '.', '-', the first a letter or digit",
         )
+    if len(text) == 64 and _ID.fullmatch(text):
+        raise Usage(f"{text!r} would hide the container with that id", hint="use another name")
     return text
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,11 +13,18 @@ from overlayctl.errors import NotFound, Usage
 
 _MACHINES = {
     "x86_64": ("amd64", ""),
+    "i386": ("386", ""),
     "i686": ("386", ""),
     "aarch64": ("arm64", "v8"),
+    "armv8l": ("arm", "v8"),
     "armv7l": ("arm", "v7"),
     "armv6l": ("arm", "v6"),
+    "loongarch64": ("loong64", ""),
 }
+"""What the kernel calls machines that Go calls otherwise, and their variants."""
+_PART = re.compile(r"[a-z0-9_.-]+")
+_BASELINE = {"amd64": "v1", "arm": "v7", "arm64": "v8"}
+"""What an architecture without a variant means (containerd, platforms)."""
 
 
 class Platform(NamedTuple):
@@ -33,7 +41,12 @@ class Platform(NamedTuple):
         """Whether an image for this platform answers a wish for ``wanted``."""
         if (self.os, self.architecture) != (wanted.os, wanted.architecture):
             return False
-        return not (self.variant and wanted.variant) or self.variant == wanted.variant
+        return not wanted.variant or self.full_variant == wanted.full_variant
+
+    @property
+    def full_variant(self) -> str:
+        """The variant, or the one that leaving it out means."""
+        return self.variant or _BASELINE.get(self.architecture, "")
 
 
 def host_platform() -> Platform:
@@ -43,26 +56,34 @@ def host_platform() -> Platform:
 
 
 def parse_platform(text: str) -> Platform:
-    """``linux/arm64/v8`` as a platform. Raises Usage."""
-    parts = text.split("/")
-    if not 2 <= len(parts) <= 3 or not all(parts):
+    """``linux/arm64/v8`` as a platform, ``arm64`` as one of Linux. Raises Usage."""
+    parts = text.lower().split("/")
+    if not 1 <= len(parts) <= 3 or not all(map(_PART.fullmatch, parts)) or text == "linux":
         raise Usage(f"{text!r} is no platform", hint="for example --platform linux/arm64")
-    return Platform(*parts)
+    system, machine, *variant = parts if len(parts) > 1 else ["linux", *parts]
+    architecture, implied = _MACHINES.get(machine, (machine, ""))
+    return Platform(system, architecture, *variant or [implied])
 
 
 def choose(platforms: Sequence[Platform], wanted: Platform | None) -> Platform:
     """The platform to load: the wanted one, else the host's, else the only one.
 
+    Where no variant was asked for and there is none for it, the next older one will do.
     Raises NotFound naming what there is.
     """
-    for candidate in platforms:
-        if candidate.fits(wanted or host_platform()):
+    target = wanted or host_platform()
+    fitting = [one for one in platforms if one.fits(target._replace(variant=""))]
+    for candidate in fitting:
+        if candidate.full_variant == target.full_variant:
             return candidate
+    if fitting and not (wanted and wanted.variant):
+        older = [one for one in fitting if one.full_variant < target.full_variant]
+        return max(older or fitting[:1], key=lambda one: one.full_variant)
     if wanted is None and len(set(platforms)) == 1:
         return platforms[0]
     there = ", ".join(sorted({str(platform) for platform in platforms}))
     raise NotFound(
-        f"no image for {wanted or host_platform()} in it, but for: {there}",
+        f"no image for {target} in it, but for: {there}",
         hint=f"overlayctl load --platform {platforms[0]} …" if platforms else "",
     )
 

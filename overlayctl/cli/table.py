@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
 import time
 import unicodedata
 from collections.abc import Sequence
@@ -11,26 +10,40 @@ from datetime import datetime
 
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 _SPANS = (
-    (1, "second"),
-    (60, "minute"),
-    (3600, "hour"),
-    (86_400, "day"),
-    (604_800, "week"),
-    (2_592_000, "month"),
-    (31_536_000, "year"),
+    # Up to how many seconds, of what length, in what words.
+    (60, 1, "second"),
+    (3600, 60, "minute"),
+    (48 * 3600, 3600, "hour"),
+    (14 * 86_400, 86_400, "day"),
+    (60 * 86_400, 7 * 86_400, "week"),
+    (730 * 86_400, 30 * 86_400, "month"),
 )
-# Docker goes on to the larger unit only at the second of it.
-_ENOUGH = {"second": 1, "minute": 1, "hour": 1, "day": 2, "week": 2, "month": 2, "year": 2}
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Left-aligned columns, three spaces apart, as docker prints them."""
-    lines = [list(headers), *map(list, rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(headers))]
+    """Left-aligned columns, three spaces apart, as docker prints them.
+
+    Rows may be shorter or longer than the headers: people write the templates they come from.
+    """
+    lines = [headers, *rows]
+    columns = range(max(map(len, lines)))
+    widths = [max(_width(line[c]) for line in lines if c < len(line)) for c in columns]
     return "\n".join(
-        "   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        "   ".join(
+            cell + " " * (width - _width(cell)) for cell, width in zip(line, widths, strict=False)
+        ).rstrip(" ")
         for line in lines
+    )
+
+
+def _width(text: str) -> int:
+    """How many cells of a terminal the text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1
+        for c in text
     )
 
 
@@ -51,20 +64,25 @@ def ago(when: str) -> str:
         return when
     if seconds < 1:
         return "Less than a second ago"
-    span, unit = max(
-        ((span, unit) for span, unit in _SPANS if seconds >= span * _ENOUGH[unit]),
-        key=lambda pair: pair[0],
-    )
-    count = int(seconds // span)
-    if count == 1 and unit in ("minute", "hour"):
-        return f"About {'an' if unit == 'hour' else 'a'} {unit} ago"
-    return f"{count} {unit}{'s' if count != 1 else ''} ago"
+    # Docker rounds hours, and counts what is longer in whole hours (go-units, HumanDuration).
+    exact = seconds if seconds < 3600 else (seconds + 1800) // 3600 * 3600
+    for limit, length, unit in _SPANS:
+        if exact < limit:
+            count = int(exact // length)
+            if count == 1 and unit in ("minute", "hour"):
+                return f"About {'an' if unit == 'hour' else 'a'} {unit} ago"
+            return f"{count} {unit}{'s' if count != 1 else ''} ago"
+    return f"{int(seconds // (365 * 86_400))} years ago"
 
 
 def printable(name: str | bytes) -> str:
-    """A name with everything that could steer a terminal shown as an escape."""
-    raw = os.fsencode(name) if isinstance(name, str) else name
-    return "".join(_visible(character) for character in raw.decode("utf-8", "surrogateescape"))
+    r"""A name with everything that could steer a terminal shown as an escape.
+
+    ``\xNN`` is a control character or a byte that is not UTF-8; other characters are
+    ``\uNNNN`` or ``\UNNNNNNNN``. A second call changes nothing: backslashes stay as they are.
+    """
+    text = name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name
+    return text if text.isascii() and text.isprintable() else "".join(map(_visible, text))
 
 
 def _visible(character: str) -> str:
@@ -73,7 +91,8 @@ def _visible(character: str) -> str:
         return f"\\x{code - 0xDC00:02x}"
     if unicodedata.category(character) not in _HIDDEN:
         return character
-    if code < 0x100:
+    # From 0x80 on \x is a byte, not a character.
+    if code < 0x80:
         return f"\\x{code:02x}"
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
