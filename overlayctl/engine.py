@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from overlayctl import names
 from overlayctl.errors import Ambiguous, BadInput, Conflict, NotFound, Usage
 from overlayctl.layout import Layout
-from overlayctl.store import containers, gc, images, layers, locks, records, snapshots
+from overlayctl.store import containers, gc, images, layers, records, snapshots
 from overlayctl.store.opened import Store
 
 TYPE_CHECKING = False
@@ -101,8 +101,8 @@ class Engine:
 
     def _visible(self, name: str) -> Image:
         """The image, its layers attached where this process may mount."""
-        image, _ = images.resolve(self.layout, name)
         with self.store.locked():
+            image, _ = images.resolve(self.layout, name)
             self.store.attach(image.layers)
         return image
 
@@ -159,7 +159,7 @@ class Engine:
             if not there:
                 raise NotFound(f"{name} is not mounted", hint="overlayctl mounts lists what is")
             for view in there[::-1]:
-                mounts.unmount(self.layout, view, lazy=lazy)
+                mounts.unmount(self.store, view, lazy=lazy)
             return f"sha256:{there[0].id}"
 
     def mounts(self) -> list[dict[str, Any]]:
@@ -273,13 +273,13 @@ class Engine:
         identifier = secrets.token_hex(32)
         with self.store.deciding() as own:
             found, reference = images.resolve(self.layout, image)
-            config = images.config(self.layout, found).get("config") or {}
+            default = images.command(images.config(self.layout, found))
             container = containers.Container(
                 identifier,
                 name or identifier[:12],
                 found.hex,
                 reference or found.id,
-                tuple(command) or tuple(config.get("Cmd") or ()),
+                tuple(command) or default,
                 labels,
                 records.now(),
             )
@@ -307,8 +307,8 @@ class Engine:
         """The ``container inspect`` of docker, the layers attached."""
         from overlayctl.inspect import describe
 
-        found = containers.resolve(self.layout, name)
         with self.store.locked():
+            found = containers.resolve(self.layout, name)
             self.store.attach(snapshots.get(self.layout, found.id).layers)
         return describe.container(self.layout, found, self._views())
 
@@ -342,21 +342,18 @@ class Engine:
         from overlayctl.runtime import mounts
 
         found = containers.resolve(self.layout, name)
-        return mounts.mount_container(
-            self.layout, self.store.id, found.id,
-            volatile=volatile, xino=xino, timeout=self.store.timeout,
-        )  # fmt: skip
+        return mounts.mount_container(self.store, found.id, volatile=volatile, xino=xino)
 
     def unmount_container(self, name: str, *, lazy: bool) -> str:
         """Unmount a container; its id."""
         from overlayctl.runtime import mounts
 
         found = containers.resolve(self.layout, name)
-        with locks.hold(self.layout.snapshot(found.id), exclusive=True, timeout=self.store.timeout):
+        with self.store.holding(found.id):
             view = self._views().get(found.id)
             if view is None:
                 raise NotFound(f"container {name} is not mounted", hint="overlayctl mounts")
-            mounts.unmount(self.layout, view, lazy=lazy)
+            mounts.unmount(self.store, view, lazy=lazy)
         return found.id
 
     def remove_container(self, name: str, *, force: bool, dry_run: bool) -> str:

@@ -319,7 +319,7 @@ def _loaded(module: str, application: str) -> Any:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """SIGINT and SIGTERM unwind, so that what is mounted for a moment is unmounted again."""
+    """SIGINT, SIGTERM and SIGHUP unwind, so that what is there for a moment goes again."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         # Once is enough: the next one must not cut the cleaning short.
@@ -329,7 +329,7 @@ def _signals() -> Iterator[None]:
 
     before: dict[int, Any] = {}
     try:
-        for one in (signal.SIGINT, signal.SIGTERM):
+        for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(one) is not signal.SIG_IGN:  # what nohup and & have set, stays
                 with contextlib.suppress(ValueError):  # not the main thread
                     before[one] = signal.signal(one, stop)

@@ -18,6 +18,8 @@ from functools import cache
 from overlayctl.errors import HostCannot, KernelRefused
 
 _MS_RDONLY = 1
+# libmount.h: its own errors begin here, errnos lie below.
+_MNT_ERR = 5000
 _LOOP_MAJOR = 7
 # include/uapi/linux/loop.h
 _LOOP_SET_DIRECT_IO = 0x4C08
@@ -77,8 +79,11 @@ def loop_device(image: str) -> Iterator[str]:
         if not failed:
             device = os.fsdecode(library.mnt_fs_get_srcpath(library.mnt_context_get_fs(context)))
         if failed or not device.startswith("/dev/loop"):
+            code = abs(failed) or ctypes.get_errno()
+            own = code >= _MNT_ERR
             raise KernelRefused(
-                "loop device for", image, abs(failed) or ctypes.get_errno(),
+                "loop device for", image, errno.EIO if own else code,
+                log=[f"libmount's error {code}"] if own else [],
                 hint="is /dev/loop-control there? modprobe loop",
             )  # fmt: skip
         # The context closes its own fd when freed; this one carries the device to the mount.

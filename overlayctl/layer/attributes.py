@@ -18,6 +18,8 @@ XATTR_VALUE_MAX = 65_535
 XATTR_NAMES_MAX = 65_536
 NO_ID = 0xFFFF_FFFF
 _EXT4_XATTRS = 4040
+# struct posix_acl_xattr_header: version 2, then entries of eight bytes.
+_ACL_VERSION = bytes([2, 0, 0, 0])
 # What EROFS and the kernel's own filesystems can hold.
 _NAMESPACES = (b"user.", b"trusted.", b"security.")
 _ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
@@ -100,6 +102,8 @@ def stored_xattrs(member: Member, note: Callable[[str, bytes], None]) -> Xattrs:
         kept[stored] = value
         if name == b"security.capability":
             note("file capability", member.name)
+        elif name in _ACLS and (value[:4] != _ACL_VERSION or len(value) % 8 != 4):
+            note("malformed ACL that cannot be copied up", member.name)
         elif name.startswith(b"user.") and member.type not in (b"0", b"5"):
             note("user xattr that cannot be copied up", member.name)
     if sum(len(name) + 1 for name in kept) > XATTR_NAMES_MAX:

@@ -75,7 +75,8 @@ class Tree:
         self._whiteouts: dict[int, dict[bytes, int]] = {}
         self._lower_links: dict[bytes, int] = {}
         self._parents: dict[bytes, int] = {}
-        self._directory(0, (0, 0))
+        self._length = {0: -1}
+        self._directory(0, b"", (0, 0))
 
     # -- entries, in the tar's order -------------------------------------------------
 
@@ -154,14 +155,21 @@ class Tree:
                 continue
             if child is None or not stat.S_ISDIR(self.mode[child]):
                 self._forget(child)
-                child = self._directory(node, (member.mtime, member.mtime_ns))
+                child = self._directory(node, name, (member.mtime, member.mtime_ns))
                 self.children[node][name] = child
             node = child
         return node
 
-    def _directory(self, parent: int, time: tuple[int, int]) -> int:
-        """A new implied directory; ``time`` serves if nothing below it has one."""
+    def _directory(self, parent: int, name: bytes, time: tuple[int, int]) -> int:
+        """A new implied directory; ``time`` serves if nothing below it has one.
+
+        Symlinks of the layer can lead deeper than any name in the tar is long.
+        """
+        length = self._length[parent] + 1 + len(name)
+        if length >= PATH_MAX:
+            raise LimitExceeded(f"a path to {shown(name)} is longer than {PATH_MAX} bytes")
         node = self._node(stat.S_IFDIR | 0o755, 0, 0, *time)
+        self._length[node] = length
         self.parent[node] = parent
         self.children[node] = {}
         self._implied[node] = time
@@ -258,7 +266,7 @@ class Tree:
                 return
             self._forget(there)
         if kind == b"5":
-            node = self._directory(parent, (0, 0))
+            node = self._directory(parent, base, (0, 0))
             del self._implied[node]
         else:
             node = self._node(_FORMATS[kind], 0, 0, 0, 0)

@@ -14,18 +14,21 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from overlayctl import formats, names, oci
 from overlayctl.digest import chain_ids, hex_of, of_bytes
-from overlayctl.errors import Usage
+from overlayctl.errors import Conflict, Usage
 from overlayctl.formats import plain
 from overlayctl.layer import compression
 from overlayctl.layer.archive import open_archive
 from overlayctl.store import images, layers, records, staging
-from overlayctl.store.ingest import Wanted, ingest_layers
+from overlayctl.store.ingest import LayerWentError, Wanted, ingest_layers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from overlayctl.store.ingest import Ingested, Progress
     from overlayctl.store.opened import Store
+
+
+_TRIES = 10
 
 
 class Loaded(NamedTuple):
@@ -118,13 +121,17 @@ def _store(
     origin: str,
     progress: Progress,
 ) -> Loaded:
-    while True:
-        ingested = _ingest(store, place, wanted, progress)
+    for _ in range(_TRIES):
         try:
+            ingested = _ingest(store, place, wanted, progress)
             return _commit(store, config, manifest, ingested, references, origin)
-        except _LayerWentError:
+        except LayerWentError:
             # Somebody removed a layer that was there when it was skipped: once more.
             continue
+    raise Conflict(
+        f"layers of this image were removed {_TRIES} times while it was loaded",
+        hint="repeat the command when nobody removes images",
+    )
 
 
 def _commit(
@@ -158,7 +165,7 @@ def _commit(
             name not in ingested.staged and not layers.exists(store.layout, name)
             for name in ingested.names
         ):
-            raise _LayerWentError
+            raise LayerWentError
         new = [
             layers.commit(store.layout, staged, name) for name, staged in ingested.staged.items()
         ]
@@ -178,10 +185,6 @@ def _commit(
         sum(new),
         len(ingested.names),
     )
-
-
-class _LayerWentError(Exception):
-    """A layer that was there when the load looked is gone when it commits."""
 
 
 def _spool(place: str) -> int:

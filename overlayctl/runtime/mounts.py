@@ -10,15 +10,16 @@ import shutil
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from overlayctl.errors import Conflict, NotFound, OverlayctlError
+from overlayctl.errors import Holder, InUse, NotFound, OverlayctlError
 from overlayctl.kernel import libc, mounter, mounttable
 from overlayctl.layer import attach
 from overlayctl.mount import Merged
-from overlayctl.store import locks, snapshots
+from overlayctl.store import snapshots
 
 if TYPE_CHECKING:
     from overlayctl.kernel.mounttable import MountInfo
     from overlayctl.layout import Layout
+    from overlayctl.store.opened import Store
 
 
 def source(store_id: str, kind: str, identifier: str) -> str:
@@ -75,47 +76,54 @@ def mount_image(
         mounter.mount(overlay, directory, attributes=attributes)
         return directory
     target = layout.merged(image)
-    os.makedirs(target, exist_ok=True)
+    fresh = _mountpoint(target)
     if not attach.is_mounted(target):
         try:
             mounter.mount(overlay, target)
         except OverlayctlError:
-            os.rmdir(target)
+            if fresh:
+                os.rmdir(target)
             raise
     return target
 
 
-def mount_container(
-    layout: Layout, store_id: str, key: str, *, volatile: bool, xino: bool, timeout: float
-) -> str:
+def _mountpoint(target: str) -> bool:
+    """Make a mountpoint; False if it was there.
+
+    Then it is not ours to remove: other namespaces share the directory, and rmdir would
+    detach what they have mounted on it.
+    """
+    try:
+        os.mkdir(target, 0o700)
+    except FileExistsError:
+        return False
+    return True
+
+
+def mount_container(store: Store, key: str, *, volatile: bool, xino: bool) -> str:
     """Mount a container's writable view; the path, also if it is mounted here already.
 
-    Raises Conflict if another mount namespace has it, KernelRefused for less than was asked.
+    Raises InUse if another mount namespace has it, KernelRefused for less than was asked.
     """
-    with (
-        locks.hold(layout.snapshot(key), exclusive=True, timeout=timeout),
-        locks.hold(layout.root, exclusive=True, timeout=timeout),
-    ):
+    layout, store_id = store.layout, store.id
+    with store.holding(key), store.locked():
         target = layout.merged(key)
         for view in mounted(store_id, everywhere=True):
             if view.kind == "container" and view.id == key:
                 if view.pid == os.getpid():
                     return view.target
-                raise Conflict(
-                    f"container {key[:12]} is mounted in another mount namespace, "
-                    f"that of process {view.pid}",
-                    hint=f"nsenter -m -t {view.pid} overlayctl umount {key[:12]}",
-                )
+                raise InUse(f"container {key[:12]}", [holder(view, key[:12])])
         used = snapshots.lowers(layout, snapshots.get(layout, key).layers)
         attach.attach(layout, store_id, used or [attach.EMPTY])
         overlay = snapshots.mounts(
             layout, source(store_id, "container", key), key, volatile=volatile, xino=xino
         )
-        os.makedirs(target, exist_ok=True)
+        fresh = _mountpoint(target)
         try:
             mounter.mount(overlay, target)
         except OverlayctlError:
-            os.rmdir(target)
+            if fresh:
+                os.rmdir(target)
             shutil.rmtree(overlay.workdir, ignore_errors=True)
             raise
         # Only now is it sure that nobody else works in the older ones.
@@ -125,8 +133,22 @@ def mount_container(
         return target
 
 
-def unmount(layout: Layout, view: Merged, *, lazy: bool) -> None:
-    """Take a merged view down. Raises InUse naming the processes that are in it."""
+def unmount(store: Store, view: Merged, *, lazy: bool) -> None:
+    """Take a merged view down. Raises InUse naming the processes that are in it.
+
+    Its mountpoint stays while another namespace has the view, too.
+    """
     mounter.unmount(view.target, lazy=lazy)
-    if view.target == layout.merged(view.id):
-        os.rmdir(view.target)
+    if view.target == store.layout.merged(view.id):
+        views = mounted(store.id, everywhere=True)
+        if not any(other.target == view.target for other in views):
+            os.rmdir(view.target)
+
+
+def holder(view: Merged, name: str) -> Holder:
+    """A merged view as the reason of a refusal, with the command that takes it down."""
+    command = f"overlayctl umount {name}"
+    if view.pid == os.getpid():
+        return Holder("mount", view.target, command)
+    where = f"{view.target} in the mount namespace of process {view.pid}"
+    return Holder("mount", where, f"nsenter -m -t {view.pid} {command}")

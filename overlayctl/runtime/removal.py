@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overlayctl import names
 from overlayctl.errors import Conflict, Holder, InUse
-from overlayctl.kernel import mounter, mounttable
+from overlayctl.kernel import inuse, mounter, mounttable
 from overlayctl.layer import attach
 from overlayctl.runtime import mounts
-from overlayctl.store import containers, gc, images, layers, locks, records, snapshots
+from overlayctl.store import containers, gc, images, layers, records, snapshots
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,7 +92,7 @@ def _containers_of(store: Store, image: Image) -> list[Holder]:
 
 def _refuse_used(store: Store, image: Image, tied: Sequence[str], *, force: bool) -> None:
     holders = [
-        Holder("mount", view.target, f"overlayctl umount {view.target}")
+        mounts.holder(view, view.target)
         for view in mounts.mounted(store.id, everywhere=True)
         if view.kind == "image" and view.id == image.hex
     ]
@@ -109,10 +109,7 @@ def remove_container(store: Store, name: str, *, force: bool, dry_run: bool) -> 
     Raises InUse while it is mounted; ``force`` unmounts it first.
     """
     found = containers.resolve(store.layout, name)
-    with (
-        locks.hold(store.layout.snapshot(found.id), exclusive=True, timeout=store.timeout),
-        store.unmaking(),
-    ):
+    with store.holding(found.id), store.unmaking():
         views = [
             v
             for v in mounts.mounted(store.id, everywhere=True)
@@ -120,14 +117,13 @@ def remove_container(store: Store, name: str, *, force: bool, dry_run: bool) -> 
         ]
         own = [v for v in views if v.pid == os.getpid()]
         if views and (not force or len(own) < len(views)):
-            raise InUse(
-                f"container {found.name}",
-                [Holder("mount", v.target, f"overlayctl umount {found.name}") for v in views],
-            )
+            raise InUse(f"container {found.name}", [mounts.holder(v, found.name) for v in views])
         if dry_run:
             return found.id
         for view in own:
-            mounts.unmount(store.layout, view, lazy=False)
+            mounts.unmount(store, view, lazy=False)
+        # An overlay that no mount table shows may still write there.
+        inuse.refuse_used([store.layout.snapshot(found.id, "upper")])
         snapshots.remove(store.layout, found.id)
         containers.remove(store.layout, found)
     return found.id
@@ -143,16 +139,23 @@ def reset(store: Store, *, dry_run: bool) -> dict[str, Any]:
     }
     if dry_run:
         return plan
-    with locks.hold(store.layout.root, exclusive=True, timeout=store.timeout):
+    with store.locked():
         others = [
-            Holder("mount", f"{v.target} (seen by process {v.pid})", f"kill {v.pid}")
+            mounts.holder(v, v.target)
             for v in mounts.mounted(store.id, everywhere=True)
             if v.pid != os.getpid()
         ]
         if others:
             raise InUse(f"the store {store.layout.root}", others)
         for view in mounts.mounted(store.id)[::-1]:
-            mounts.unmount(store.layout, view, lazy=False)
+            mounts.unmount(store, view, lazy=False)
+        inuse.refuse_used(
+            [
+                upper
+                for key in snapshots.stored(store.layout)
+                if os.path.isdir(upper := store.layout.snapshot(key, "upper"))
+            ]
+        )
         for name in attach.attached(store.layout):
             attach.detach(store.layout, name)
         if mounttable.at(store.layout.attached):

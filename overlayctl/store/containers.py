@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from overlayctl import names
-from overlayctl.errors import Conflict, NotFound, OverlayctlError
+from overlayctl.errors import Conflict, Damaged, NotFound, OverlayctlError
 from overlayctl.store import records
 from overlayctl.store.records import Record, fault
 
@@ -64,15 +64,21 @@ def named(layout: Layout, name: str) -> str | None:
 def get(layout: Layout, container_id: str) -> Container:
     """The container with that full id. Raises NotFound, Damaged."""
     record: Record = records.read(layout.container(container_id))
-    return Container(
-        container_id,
-        str(record.get("name", "")),
-        str(record.get("image", "")),
-        str(record.get("reference", "")),
-        tuple(map(str, record.get("command") or ())),
-        {str(key): str(value) for key, value in (record.get("labels") or {}).items()},
-        str(record.get("created", "")),
-    )
+    try:
+        return Container(
+            container_id,
+            str(record["name"]),
+            str(record["image"]),
+            str(record.get("reference", "")),
+            tuple(map(str, record.get("command") or ())),
+            {str(key): str(value) for key, value in (record.get("labels") or {}).items()},
+            str(record.get("created", "")),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise Damaged(
+            f"the record of container {names.short(container_id)} is damaged: {error}",
+            hint="overlayctl system check",
+        ) from error
 
 
 def listed(layout: Layout) -> list[str]:

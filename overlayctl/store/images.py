@@ -70,6 +70,8 @@ def get(layout: Layout, image_hex: str) -> Image:
     record = records.read(layout.image(image_hex, "image.json"))
     try:
         layers = record["layers"]
+        for layer in layers:
+            int(layer["size"])
         return Image(
             image_hex,
             tuple(str(layer["name"]) for layer in layers),
@@ -77,7 +79,7 @@ def get(layout: Layout, image_hex: str) -> Image:
             str(record["loaded"]),
             record,
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise Damaged(
             f"the record of image {names.short(image_hex)} is damaged: {error}",
             hint="overlayctl system check",
@@ -109,12 +111,21 @@ def config(layout: Layout, image: Image) -> dict[str, Any]:
     try:
         with open(layout.image(image.hex, "config.json"), "rb") as file:
             value = json.loads(file.read())
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ValueError, RecursionError) as error:
         raise Damaged(
             f"the config of image {names.short(image.hex)} is damaged",
             hint="load the image again",
         ) from error
     return value if isinstance(value, dict) else {}
+
+
+def command(config: dict[str, Any]) -> tuple[str, ...]:
+    """The words of a config's Cmd; none where it is not a list of words."""
+    inner = config.get("config")
+    words = inner.get("Cmd") if isinstance(inner, dict) else None
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        return ()
+    return tuple(words)
 
 
 def tags(layout: Layout) -> dict[str, str]:

@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from overlayctl.digest import DiffID, hex_of
+from overlayctl.errors import NotFound
 from overlayctl.layer import ingest
 from overlayctl.layer.index import Index
 from overlayctl.layer.ingest import Described, Received
@@ -44,6 +45,10 @@ class Wanted(NamedTuple):
     chunks: Callable[[], Iterable[bytes | memoryview]]
 
 
+class LayerWentError(Exception):
+    """A layer that was there when a load looked is gone: somebody removed it meanwhile."""
+
+
 class Ingested(NamedTuple):
     """Names and diff_ids bottom to top; the new layers as staged directories; remarks."""
 
@@ -70,8 +75,15 @@ def ingest_layers(
     """Bring the layers (bottom to top) into the store's staging.
 
     Raises BadTar, BadArchive, DigestMismatch, LimitExceeded; what was staged goes with
-    ``staging``. New layers are synced when this returns.
+    ``staging``. New layers are synced when this returns. Raises LayerWentError.
     """
+    try:
+        return _ingest(layout, staging, wanted, progress)
+    except (NotFound, FileNotFoundError) as error:
+        raise LayerWentError from error
+
+
+def _ingest(layout: Layout, staging: str, wanted: Sequence[Wanted], progress: Progress) -> Ingested:
     with ExitStack() as owned, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         owned.callback(pool.shutdown, wait=True, cancel_futures=True)
         arrivals: dict[DiffID | int, Future[_Arrived]] = {}

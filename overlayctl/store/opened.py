@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from overlayctl.errors import NotFound
 from overlayctl.store import gc, locks, records, staging
 
 if TYPE_CHECKING:
@@ -44,6 +45,19 @@ class Store:
         with self.locked(), staging.staging(self.layout) as place:
             gc.finish(self.layout)
             yield place
+
+    @contextmanager
+    def holding(self, key: str) -> Iterator[None]:
+        """Hold a container's lock. Raises NotFound if it went meanwhile, Locked."""
+        with ExitStack() as held:
+            try:
+                lock = locks.hold(self.layout.snapshot(key), exclusive=True, timeout=self.timeout)
+                held.enter_context(lock)
+            except NotFound:
+                raise NotFound(
+                    f"there is no container {key[:12]} any more", hint="overlayctl ps -a"
+                ) from None
+            yield
 
     def attach(self, names: Iterable[str]) -> None:
         """Make the diff paths of these layers be there; the caller holds the lock."""

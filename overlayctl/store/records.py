@@ -112,11 +112,14 @@ def open_store(root: str, *, create: bool) -> tuple[Layout, Record]:
         raise NotFound(
             f"there is no store at {layout.root}", hint="overlayctl load FILE makes one"
         ) from None
-    unknown = set(marker.get("incompatible", [])) - set(INCOMPATIBLE)
-    if unknown or marker.get("format", 0) > FORMAT_VERSION:
+    features, version = marker.get("incompatible"), marker.get("format")
+    if not isinstance(features, list) or not isinstance(version, int):
+        raise Damaged(f"the record {layout.marker} is damaged", hint="overlayctl system check")
+    unknown = set(map(str, features)) - set(INCOMPATIBLE)
+    if unknown or version > FORMAT_VERSION:
         raise HostCannot(
             f"the store at {layout.root} was made by a later overlayctl"
-            f" ({', '.join(sorted(unknown)) or 'format ' + str(marker.get('format'))})",
+            f" ({', '.join(sorted(unknown)) or 'format ' + str(version)})",
             hint="update overlayctl",
         )
     return layout, marker

@@ -85,12 +85,15 @@ def _set_xattr(upper: str, name: bytes, value: bytes) -> None:
     try:
         os.setxattr(upper, name, value)
     except OSError as error:
-        if error.errno not in {errno.ENOTSUP, errno.ENOSPC, errno.E2BIG, errno.ERANGE}:
+        if error.errno not in {
+            errno.ENOTSUP, errno.EINVAL, errno.ENOSPC, errno.E2BIG, errno.ERANGE,
+        }:  # fmt: skip
             raise
         raise HostCannot(
-            f"the store's filesystem cannot hold the xattr {os.fsdecode(name)} of the image's "
+            f"the store's filesystem does not take the xattr {os.fsdecode(name)} of the image's "
             f"root directory: {error.strerror}",
-            hint="put the store on another filesystem (--root)",
+            hint="if loading noted it as malformed the image is broken, else try another "
+            "filesystem (--root)",
         ) from error
 
 
@@ -99,7 +102,7 @@ def get(layout: Layout, key: str) -> Snapshot:
     record = records.read(layout.snapshot(key, "snapshot.json"))
     try:
         return Snapshot(key, str(record["owner"]), tuple(map(str, record["layers"])))
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise Damaged(f"the record of snapshot {key} is damaged: {error}") from error
 
 
