@@ -70,15 +70,12 @@ class Engine:
         paths: Sequence[str],
         *,
         reference: str | None,
-        whiteouts: str = "oci",
         progress: Progress,
     ) -> Loaded:
         """Make an image of plain layer tars, given bottom to top."""
         from overlayctl.runtime import loading
 
-        return loading.import_layers(
-            self.store, paths, reference=reference, whiteouts=whiteouts, progress=progress
-        )
+        return loading.import_layers(self.store, paths, reference=reference, progress=progress)
 
     def images(self) -> list[dict[str, Any]]:
         """One row for each image, newest first."""

@@ -126,12 +126,6 @@ def import_(
         typer.Argument(metavar="TAR... [NAME:TAG]", help="Layers, bottom first; - is stdin."),
     ],
     *,
-    whiteouts: Annotated[
-        str,
-        typer.Option(
-            metavar="oci|overlay", help="How deletions are written: overlay is a raw upper's way."
-        ),
-    ] = "oci",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
     """Make an image of plain layer tars, bottom to top.
@@ -140,17 +134,13 @@ def import_(
     """
     from overlayctl.cli.progress import progress
 
-    if whiteouts not in {"oci", "overlay"}:
-        raise Usage(f"--whiteouts is oci or overlay, not {whiteouts!r}", hint="--whiteouts=oci")
     named = len(files) > 1 and files[-1] != "-" and not os.path.lexists(files[-1])
     paths, reference = (files[:-1], files[-1]) if named else (files, None)
     paths = [_input(path) for path in paths]
     if paths.count("-") > 1:
         raise Usage("stdin can be only one layer", hint="name the other layers' files")
     with contextlib.closing(progress(quiet=quiet)) as bar:
-        made = engine(create=True).import_layers(
-            paths, reference=reference, whiteouts=whiteouts, progress=bar
-        )
+        made = engine(create=True).import_layers(paths, reference=reference, progress=bar)
     _told(made)
     if asked.json:
         render.document(_document(made))

@@ -84,12 +84,9 @@ def import_layers(
     paths: Sequence[str],
     *,
     reference: str | None,
-    whiteouts: str = "oci",
     progress: Progress,
 ) -> Loaded:
     """Make an image of plain layer tars, given bottom to top."""
-    if whiteouts != "oci":
-        raise Usage("only --whiteouts=oci is understood so far")
     references = [names.stored(reference)] if reference else []
     with (
         staging.staging(store.layout) as place,
