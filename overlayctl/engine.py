@@ -5,7 +5,7 @@
     path = engine.mount_image("demo:latest")
 
 What a command decides on is read again under the store's lock and committed in the same
-hold (``_deciding``); long work happens before it, in staging.
+hold (``Store.deciding``); long work happens before it, in staging.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overlayctl import names
+from overlayctl.digest import hex_of
 from overlayctl.errors import Ambiguous, BadInput, Conflict, NotFound, Usage
 from overlayctl.layout import Layout
 from overlayctl.store import containers, gc, images, layers, records, snapshots
 from overlayctl.store.opened import Store
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from overlayctl.mount import Merged
     from overlayctl.runtime.loading import Loaded
@@ -87,8 +87,7 @@ class Engine:
         """The ``image inspect`` of docker; every layer is attached first, so each path is there."""
         from overlayctl.inspect import describe
 
-        image = self._visible(name)
-        return describe.image(self.layout, image)
+        return describe.image(self.layout, self._visible(name))
 
     def history(self, name: str) -> list[dict[str, Any]]:
         """The image's history, newest first, with real layers."""
@@ -183,7 +182,7 @@ class Engine:
                 raise NotFound(f"{reference} has layers 1 to {len(image.layers)}, bottom to top")
             return image.layers[int(number) - 1]
         known = layers.listed(self.layout)
-        prefix = spec.removeprefix("sha256:")
+        prefix = hex_of(spec)
         if prefix in known:
             return prefix
         hexes = {name[:64] for name in known}
@@ -205,15 +204,17 @@ class Engine:
         """Everything about one layer, attached."""
         from overlayctl.inspect import describe
 
-        self.layer_path(spec)
-        return describe.layer(self.layout, self.layer_name(spec))
+        return describe.layer(self.layout, self._attached(spec))
 
     def layer_path(self, spec: str) -> str:
         """The layer's diff path, attached."""
+        return self.layout.diff(self._attached(spec))
+
+    def _attached(self, spec: str) -> str:
         name = self.layer_name(spec)
         with self.store.locked():
             self.store.attach([name])
-        return self.layout.diff(name)
+        return name
 
     def layer_files(self, spec: str) -> Iterator[dict[str, Any]]:
         """Each entry of a layer, read from its index."""

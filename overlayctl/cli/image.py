@@ -84,7 +84,7 @@ def load(
         return
     for one in loaded:
         for name in one.references:
-            render.line(f"Loaded image: {familiar(name)}")
+            render.line(f"Loaded image: {name}")
         if not one.references:
             render.line(f"Loaded image ID: {render.identifier(one.image_id, whole=True)}")
 
@@ -101,7 +101,7 @@ def _input(path: str | None) -> str:
 def _told(loaded: Any) -> None:
     """Say what a load did beside loading."""
     for name, previous in loaded.moved:
-        note(f"note: {familiar(name)} was {render.identifier(previous)} before")
+        note(f"note: {name} was {render.identifier(previous)} before")
     for text in loaded.notes:
         note(f"note: {text}")
 
@@ -109,10 +109,8 @@ def _told(loaded: Any) -> None:
 def _document(loaded: Any) -> dict[str, object]:
     return {
         "Id": render.identifier(loaded.image_id, whole=True),
-        "RepoTags": [familiar(name) for name in loaded.references],
-        "Moved": [
-            {"Reference": familiar(name), "Previous": previous} for name, previous in loaded.moved
-        ],
+        "RepoTags": list(loaded.references),
+        "Moved": [{"Reference": name, "Previous": previous} for name, previous in loaded.moved],
         "Notes": list(loaded.notes),
         "NewLayers": loaded.new_layers,
         "Layers": loaded.layers,
@@ -265,7 +263,7 @@ def rm(
         render.document(
             [
                 {
-                    "Untagged": [familiar(name) for name in one.untagged],
+                    "Untagged": list(one.untagged),
                     "Deleted": one.image_id,
                     "Layers": list(one.layers),
                     "Freed": one.freed,
@@ -279,7 +277,7 @@ def rm(
         untagged, deleted = ("Would be untagged", "Would be deleted")
     for one in removed:
         for tag in one.untagged:
-            render.line(f"{untagged}: {familiar(tag)}")
+            render.line(f"{untagged}: {tag}")
         for gone in ([one.image_id] if one.image_id else []) + list(one.layers):
             render.line(f"{deleted}: {render.identifier(gone, whole=True)}")
     for one in removed:

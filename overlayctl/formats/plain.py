@@ -3,35 +3,23 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from overlayctl.errors import BadArchive
-from overlayctl.layer.input import open_file
+from overlayctl.layer.input import Closing, open_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from types import TracebackType
 
     from overlayctl.layer.compression import Source
 
 
-class Plain:
-    """Opened layer tars, bottom to top. Leaving the ``with`` closes them."""
+class Plain(Closing):
+    """Opened layer tars, bottom to top."""
 
     def __init__(self, sources: tuple[Source, ...], owned: ExitStack) -> None:
+        super().__init__("layer tars", owned)
         self.sources = sources
-        self._owned = owned
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._owned.close()
 
 
 def open_layers(paths: Iterable[str], spool: Callable[[], int]) -> Plain:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 from overlayctl.errors import BadArchive, BadTar, HostCannot, LimitExceeded
 from overlayctl.layer import compression
 from overlayctl.layer.compression import Expansion, Source, chunks, codec, head
-from overlayctl.layer.input import open_file, what
+from overlayctl.layer.input import Closing, open_file, what
 from overlayctl.layer.tar import Limits, TarReader
 
 if TYPE_CHECKING:
@@ -69,25 +69,6 @@ class Archive(Protocol):
     ) -> None: ...
 
 
-class _Closing:
-    """The fds that an archive owns."""
-
-    def __init__(self, where: str, owned: ExitStack) -> None:
-        self.where = where
-        self._owned = owned
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._owned.close()
-
-
 class _File(NamedTuple):
     offset: int
     size: int
@@ -107,7 +88,7 @@ _SPARSE = _Other("stored as a sparse file")
 _KINDS = {b"3": "a character device", b"4": "a block device", b"6": "a FIFO"}
 
 
-class Tar(_Closing):
+class Tar(Closing):
     """A tar that lies in a seekable file. Made by ``open_archive``."""
 
     def __init__(self, source: Source, entries: dict[str, _Entry], owned: ExitStack) -> None:
@@ -202,7 +183,7 @@ def _normal(name: bytes) -> str | None:
     return None if not parts or ".." in parts else "/".join(parts)
 
 
-class Directory(_Closing):
+class Directory(Closing):
     """A directory. Made by ``open_archive``; files are opened when they are asked for."""
 
     def __init__(self, fd: int, where: str, owned: ExitStack) -> None:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 from overlayctl.errors import Damaged, KernelRefused, OverlayctlError
 from overlayctl.kernel import libc, mounter, mounttable
+from overlayctl.layer.format import HEADER
 from overlayctl.mount import Erofs, Tmpfs
 
 if TYPE_CHECKING:
     from overlayctl.layout import Layout
 
-MODES = ("auto", "buffered", "directio", "loop")
 EMPTY = "empty"
-_SUPERBLOCK_UUID = slice(1024 + 48, 1024 + 64)
+_SUPERBLOCK_UUID = slice(HEADER + 48, HEADER + 64)
 
 
 def prepare(layout: Layout, store_id: str) -> None:
@@ -34,8 +34,9 @@ def prepare(layout: Layout, store_id: str) -> None:
 def attach(layout: Layout, store_id: str, names: Iterable[str], mode: str = "auto") -> None:
     """Make the diff paths of the named layers there; the caller holds the store's lock.
 
-    ``mode`` forces a way; ``auto`` has the kernel read the file and falls back to a loop
-    device. Raises KernelRefused, Damaged for a diff path under which something else lies.
+    ``mode`` buffered, directio or loop forces a way; ``auto`` has the kernel read the file
+    and falls back to a loop device. Raises KernelRefused, Damaged for a diff path under
+    which something else lies.
     """
     prepare(layout, store_id)
     for name in names:
@@ -85,7 +86,7 @@ def is_attached(layout: Layout, name: str) -> bool:
     if not other and uuid is not None:
         try:
             with open(image, "rb") as file:
-                other = uuid != file.read(2048)[_SUPERBLOCK_UUID]
+                other = uuid != file.read(HEADER + 64)[_SUPERBLOCK_UUID]
         except FileNotFoundError:
             other = True
     elif not other:
@@ -113,14 +114,8 @@ def _backing(source: str) -> str:
 
 def attached(layout: Layout) -> list[str]:
     """The names of the layers attached in this namespace, and of the empty image."""
-    prefix = layout.path("attached", "layers", "")
-    return sorted(
-        {
-            mount.mount_point.removeprefix(prefix)
-            for mount in mounttable.read()
-            if mount.mount_point.startswith(prefix)
-        }
-    )
+    place = layout.path("attached", "layers")
+    return sorted({os.path.basename(mount.mount_point) for mount in mounttable.below(place)})
 
 
 def detach(layout: Layout, name: str) -> bool:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from overlayctl.errors import BadTar, LimitExceeded
 from overlayctl.layer.fields import shown
+from overlayctl.layer.format import NAME_MAX, XATTR_NAMES_MAX, XATTR_VALUE_MAX
 from overlayctl.whiteout import escape
 
 if TYPE_CHECKING:
@@ -13,9 +14,6 @@ if TYPE_CHECKING:
 
     from overlayctl.layer.tar import Member, Xattrs
 
-XATTR_NAME_MAX = 255
-XATTR_VALUE_MAX = 65_535
-XATTR_NAMES_MAX = 65_536
 NO_ID = 0xFFFF_FFFF
 _EXT4_XATTRS = 4040
 # struct posix_acl_xattr_header: version 2, then entries of eight bytes.
@@ -94,10 +92,10 @@ def stored_xattrs(member: Member, note: Callable[[str, bytes], None]) -> Xattrs:
             note("xattr of an unknown namespace ignored", member.name)
             continue
         stored = escape(name)
-        if len(stored) > XATTR_NAME_MAX or len(value) > XATTR_VALUE_MAX:
+        if len(stored) > NAME_MAX or len(value) > XATTR_VALUE_MAX:
             raise LimitExceeded(
                 f"entry {shown(member.name)} has an xattr {shown(name)} that is too large: "
-                f"names end at {XATTR_NAME_MAX} bytes, values at {XATTR_VALUE_MAX}"
+                f"names end at {NAME_MAX} bytes, values at {XATTR_VALUE_MAX}"
             )
         kept[stored] = value
         if name == b"security.capability":

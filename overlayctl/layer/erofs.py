@@ -29,6 +29,7 @@ from overlayctl.layer.format import (
     INODE,
     PAGE,
     PLAIN,
+    TARGET_MAX,
     Header,
     derived_uuid,
     index_start,
@@ -48,7 +49,6 @@ WRITER = 1
 
 _PIECE = 1 << 20
 _IMAGE_LIMIT = 1 << 41
-_TARGET_LIMIT = 4095
 _CHUNK_MAP_ENTRIES = 65536
 _CHUNK_BITS = range(12, 41)
 _CHUNK_MAPS_LIMIT = 1 << 28
@@ -200,10 +200,10 @@ class _Layout:
 
     def _inline_target(self, node: int, length: int) -> int:
         target = self._tree.target[node]
-        if len(target) > _TARGET_LIMIT:
+        if len(target) > TARGET_MAX:
             raise LimitExceeded(
-                f"a symlink target of {len(target)} bytes: the limit is {_TARGET_LIMIT}",
-                limit=_TARGET_LIMIT,
+                f"a symlink target of {len(target)} bytes: the limit is {TARGET_MAX}",
+                limit=TARGET_MAX,
             )
         if len(target) >= BLOCK or length % 32 + len(target) > BLOCK:
             return 0

@@ -43,6 +43,12 @@ XATTR_PREFIXES = {
     6: b"security.",
 }
 
+# What a name, a symlink and the xattrs of one inode may hold: EROFS and the kernel agree.
+NAME_MAX = 255
+TARGET_MAX = 4095
+XATTR_VALUE_MAX = 65_535
+XATTR_NAMES_MAX = 65_536
+
 _HASHED = 992
 # Always set, so that the superblock follows from the header; without chunks it means nothing.
 INCOMPAT_CHUNKED_FILE = 0x4

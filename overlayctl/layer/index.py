@@ -28,6 +28,7 @@ from overlayctl.layer.format import (
     PAGE,
     PLAIN,
     SUPERBLOCK,
+    TARGET_MAX,
     XATTR,
     XATTR_HEADER,
     XATTR_PREFIXES,
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from typing import Self
 
 _PIECE = 1 << 20
-_TARGET_LIMIT = 4095
 
 
 class Node(NamedTuple):
@@ -194,7 +194,7 @@ class Index:
 
     def target(self, node: Node) -> bytes:
         """Where a symlink points."""
-        if not stat.S_ISLNK(node.mode) or not 0 < node.size <= _TARGET_LIMIT:
+        if not stat.S_ISLNK(node.mode) or not 0 < node.size <= TARGET_MAX:
             raise self._damaged(f"inode {node.nid} has no usable symlink target")
         return self.read(node, 0, node.size)
 

@@ -16,15 +16,15 @@ from overlayctl.digest import DiffID
 from overlayctl.errors import BadTar, DigestMismatch, LimitExceeded
 from overlayctl.kernel import libc
 from overlayctl.layer import erofs
-from overlayctl.layer.stack import Stack, answers, facts, suffix
+from overlayctl.layer.format import PAGE
 from overlayctl.layer.tar import Limits, TarReader
 from overlayctl.layer.tree import Tree
 
 if TYPE_CHECKING:
     from overlayctl.layer.attributes import Wants
     from overlayctl.layer.format import Header
+    from overlayctl.layer.stack import Inheritance
 
-TAR_START = 4096
 _WRITEBACK = 8 << 20
 _COPY = 64 << 20
 _RESERVE = 16 << 20
@@ -45,13 +45,6 @@ class Described(NamedTuple):
     end_marker: bool
 
 
-class Sealed(NamedTuple):
-    """A finished layer file, not yet synced. ``name`` is its directory's name in the store."""
-
-    name: str
-    header: Header
-
-
 def receive(
     fd: int,
     chunks: Iterable[bytes | memoryview],
@@ -59,13 +52,13 @@ def receive(
     expected: DiffID | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Received:
-    """Write the tar to ``fd`` from byte 4096 on, hashing it as it passes.
+    """Write the tar to ``fd`` from byte 4096 (PAGE) on, hashing it as it passes.
 
     Raises DigestMismatch if it is not ``expected``, LimitExceeded before the disk is full.
     ``progress`` is told the number of bytes of each piece.
     """
     digest = hashlib.sha256()
-    at = flushed = TAR_START
+    at = flushed = PAGE
     checked = 0
     for chunk in chunks:
         digest.update(chunk)
@@ -85,7 +78,7 @@ def receive(
     diff_id = DiffID("sha256:" + digest.hexdigest())
     if expected is not None and diff_id != expected:
         raise DigestMismatch("a layer's tar", expected=expected, actual=diff_id)
-    return Received(diff_id, at - TAR_START)
+    return Received(diff_id, at - PAGE)
 
 
 def _check_space(fd: int, at: int) -> None:
@@ -100,38 +93,30 @@ def _check_space(fd: int, at: int) -> None:
 
 def describe(fd: int, received: Received, limits: Limits | None = None) -> Described:
     """The tree of the tar that ``receive`` wrote. Raises BadTar, LimitExceeded."""
-    reader = TarReader(fd, TAR_START, received.size, limits)
+    reader = TarReader(fd, PAGE, received.size, limits)
     tree = Tree()
     for member in reader:
         tree.add(member)
     return Described(tree, tree.wants(), reader.end_marker)
 
 
-def name_on(diff_id: DiffID, wants: Wants, below: Stack) -> str:
-    """The name of the layer with that tar on those lower layers."""
-    return diff_id.removeprefix("sha256:") + suffix(facts(wants, answers(wants, below)))
-
-
-def seal(fd: int, received: Received, described: Described, below: Stack) -> Sealed:
-    """Finish the layer file. Raises BadTar for a hard link to nowhere."""
+def seal(fd: int, received: Received, described: Described, inherited: Inheritance) -> Header:
+    """Finish the layer file; it is not synced. Raises BadTar for a hard link to nowhere."""
     wants = described.wants
-    known = answers(wants, below)
-    described.tree.finish(known)
-    kept = facts(wants, known)
-    header = erofs.write(
+    described.tree.finish(inherited.below)
+    return erofs.write(
         fd,
         described.tree,
         received.size,
         received.diff_id,
-        kept,
+        inherited.facts,
         len(wants.directories) + len(wants.links),
     )
-    return Sealed(received.diff_id.removeprefix("sha256:") + suffix(kept), header)
 
 
 def copy_tar(source: int, fd: int, size: int) -> None:
     """Copy the tar of one layer file into another, through the kernel where it can."""
-    at, end = TAR_START, TAR_START + size
+    at, end = PAGE, PAGE + size
     while at < end:
         count = os.copy_file_range(source, fd, min(_COPY, end - at), at, at)
         if not count:

@@ -7,7 +7,7 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from overlayctl.errors import BadArchive, HostCannot, LimitExceeded, NotFound, Usage
 from overlayctl.layer import compression
@@ -15,6 +15,7 @@ from overlayctl.layer.compression import PIECE, Buffer, Source, chunks, codec, h
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
+    from types import TracebackType
 
 _MODES = (
     (stat.S_ISDIR, "a directory"),
@@ -28,6 +29,25 @@ _MODES = (
 def what(mode: int) -> str:
     """The kind of a file, in words."""
     return next((words for test, words in _MODES if test(mode)), "something else")
+
+
+class Closing:
+    """What owns open files: leaving the ``with`` closes them. ``where`` is for messages."""
+
+    def __init__(self, where: str, owned: ExitStack) -> None:
+        self.where = where
+        self._owned = owned
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._owned.close()
 
 
 class Opened(NamedTuple):

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from overlayctl.errors import LimitExceeded
-from overlayctl.layer.format import BLOCK, DIRENT, XATTR, XATTR_HEADER, XATTR_PREFIXES
+from overlayctl.layer.format import (
+    BLOCK,
+    DIRENT,
+    NAME_MAX,
+    XATTR,
+    XATTR_HEADER,
+    XATTR_NAMES_MAX,
+    XATTR_PREFIXES,
+    XATTR_VALUE_MAX,
+)
 
-_NAME_LIMIT = 255
-_XATTR_VALUE_LIMIT = 65535
-_XATTR_NAMES_LIMIT = 65536
 _XATTR_BODY_LIMIT = 12 + 4 * 65534
 # A directory entry's type by mode >> 12 (fs_types.h's FT_* values).
 _DIRENT_TYPE = bytes([0, 5, 3, 0, 2, 0, 4, 0, 1, 0, 7, 0, 6, 0, 0, 0])
@@ -20,9 +26,9 @@ def storable(name: bytes) -> bool:
 
 def directory(blocks: bytearray, names: list[bytes], nids: list[int], modes: list[int]) -> int:
     """Append a directory's blocks; its size. Names are sorted, the dots among them."""
-    if max(map(len, names)) > _NAME_LIMIT:
+    if max(map(len, names)) > NAME_MAX:
         raise LimitExceeded(
-            f"a name of {max(map(len, names))} bytes: the limit is {_NAME_LIMIT}", limit=_NAME_LIMIT
+            f"a name of {max(map(len, names))} bytes: the limit is {NAME_MAX}", limit=NAME_MAX
         )
     pack = DIRENT.pack_into
     begin, used, first, count = len(blocks), 0, 0, len(names)
@@ -57,18 +63,18 @@ def inline_xattrs(xattrs: dict[bytes, bytes]) -> bytes:
         split = _split(name)
         if split is None:
             raise LimitExceeded(f"the xattr {name[:300]!r} is of a kind that EROFS cannot hold")
-        if len(name) > _NAME_LIMIT or len(value) > _XATTR_VALUE_LIMIT:
+        if len(name) > NAME_MAX or len(value) > XATTR_VALUE_MAX:
             raise LimitExceeded(
                 f"the xattr {name[:300]!r} has a name of {len(name)} bytes and a value of "
-                f"{len(value)}: the limits are {_NAME_LIMIT} and {_XATTR_VALUE_LIMIT}"
+                f"{len(value)}: the limits are {NAME_MAX} and {XATTR_VALUE_MAX}"
             )
         number, rest = split
         body += XATTR.pack(len(rest), number, len(value)) + rest + value
         body += bytes(-len(body) % 4)
     names = sum(len(name) + 1 for name in xattrs)
-    if len(body) > _XATTR_BODY_LIMIT or names > _XATTR_NAMES_LIMIT:
+    if len(body) > _XATTR_BODY_LIMIT or names > XATTR_NAMES_MAX:
         raise LimitExceeded(
             f"the xattrs of one file are {len(body)} bytes, their names {names}: the limits "
-            f"are {_XATTR_BODY_LIMIT} and {_XATTR_NAMES_LIMIT}"
+            f"are {_XATTR_BODY_LIMIT} and {XATTR_NAMES_MAX}"
         )
     return bytes(body)

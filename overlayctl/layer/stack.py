@@ -14,6 +14,7 @@ import stat
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from overlayctl.digest import DiffID, hex_of
 from overlayctl.layer.attributes import Inherited, Wants
 from overlayctl.whiteout import unescape
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from overlayctl.layer.index import Index, Node
 
 _CHUNK = 1 << 20
-NO_FACTS = b""
 
 
 class _Content(NamedTuple):
@@ -90,18 +90,31 @@ class Stack:
         )
 
 
-def answers(wants: Wants, stack: Stack) -> dict[bytes, Inherited]:
-    """What ``Tree.finish`` has to be told, of everything ``wants`` names and the stack has."""
-    found = {}
+class Inheritance(NamedTuple):
+    """What a layer takes from those below it: the answers, and the facts as they are stored.
+
+    The facts are JSON, or nothing where all is as it would be anyway.
+    """
+
+    below: Mapping[bytes, Inherited]
+    facts: bytes
+
+    def name(self, diff_id: DiffID) -> str:
+        """The layer's name: its tar's digest, and 16 hex digits for the facts if there are any."""
+        return hex_of(diff_id) + facts_suffix(self.facts)
+
+
+def inherit(wants: Wants, stack: Stack) -> Inheritance:
+    """Ask the layers below for everything that ``wants`` names."""
+    below = {}
     for path in (*wants.directories, *wants.links):
-        inherited = stack.inherited(path)
-        if inherited is not None:
-            found[path] = inherited
-    return found
+        found = stack.inherited(path)
+        if found is not None:
+            below[path] = found
+    return Inheritance(below, _facts(wants, below))
 
 
-def facts(wants: Wants, below: Mapping[bytes, Inherited]) -> bytes:
-    """The facts as they are stored: JSON, or nothing where all is as it would be anyway."""
+def _facts(wants: Wants, below: Mapping[bytes, Inherited]) -> bytes:
     entries = []
     for path in wants.directories:
         it = below.get(path)
@@ -123,13 +136,13 @@ def facts(wants: Wants, below: Mapping[bytes, Inherited]) -> bytes:
             }
         )
     if not entries:
-        return NO_FACTS
+        return b""
     return json.dumps(entries, sort_keys=True, indent=1).encode() + b"\n"
 
 
-def suffix(facts_bytes: bytes) -> str:
+def facts_suffix(facts: bytes) -> str:
     """What the facts add to a layer's directory name: nothing, or ``-`` and 16 hex digits."""
-    return "-" + hashlib.sha256(facts_bytes).hexdigest()[:16] if facts_bytes else ""
+    return "-" + hashlib.sha256(facts).hexdigest()[:16] if facts else ""
 
 
 def _is_default(it: Inherited) -> bool:

@@ -15,11 +15,12 @@ from __future__ import annotations
 import stat
 from array import array
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from overlayctl.errors import BadTar, LimitExceeded
 from overlayctl.layer.attributes import Wants, check_owner, device_number, stored_xattrs
 from overlayctl.layer.fields import shown
+from overlayctl.layer.format import NAME_MAX, TARGET_MAX
 from overlayctl.whiteout import (
     AUFS_PREFIX,
     OPAQUE_MARKER,
@@ -32,11 +33,8 @@ if TYPE_CHECKING:
     from overlayctl.layer.attributes import Borrowed, Inherited
     from overlayctl.layer.tar import Extent, Member, Xattrs
 
-NAME_MAX = 255
 PATH_MAX = 4096
-TARGET_MAX = 4095
 _SYMLINKS_FOLLOWED = 40
-_CONTINUES = -1
 
 _FORMATS = {
     b"0": stat.S_IFREG,
@@ -86,10 +84,9 @@ class Tree:
         if not base:
             self._set_root(member)
             return
-        parent = self._parents.get(prefix, _CONTINUES)
-        if parent == _CONTINUES:
-            parent = self._make_parents(prefix, member)
-            self._parents[prefix] = parent
+        parent = self._parents.get(prefix)
+        if parent is None:
+            parent = self._parents[prefix] = self._descend(prefix, member)
         if base.startswith(PREFIX):
             self._mark(parent, base, member)
         elif member.type == b"1":
@@ -127,8 +124,15 @@ class Tree:
         self._attributes(0, member)
         self._implied.pop(0, None)
 
-    def _make_parents(self, prefix: bytes, member: Member) -> int:
-        """The directory that ``prefix`` names, made where it is not."""
+    @overload
+    def _descend(self, prefix: bytes, member: Member) -> int: ...
+    @overload
+    def _descend(self, prefix: bytes, member: None) -> int | None: ...
+    def _descend(self, prefix: bytes, member: Member | None) -> int | None:
+        """The directory that ``prefix`` names, symlinks followed inside the layer.
+
+        What is not there is made for ``member``; without one the answer is None.
+        """
         node = 0
         names = prefix.split(b"/")[::-1]
         followed = 0
@@ -140,25 +144,33 @@ class Tree:
                 # Only a symlink's target brings these here; an entry's own are refused first.
                 node = self.parent[node]
                 continue
-            if name.startswith(PREFIX):
-                raise BadTar(f"entry {shown(member.name)} lies below a whiteout")
-            if len(name) > NAME_MAX:
-                raise LimitExceeded(f"the name {shown(name)} is longer than {NAME_MAX} bytes")
             child = self.children[node].get(name)
             if child is not None and stat.S_ISLNK(self.mode[child]):
                 followed += 1
                 if followed > _SYMLINKS_FOLLOWED:
+                    if member is None:
+                        return None
                     raise BadTar(f"entry {shown(member.name)} lies below a loop of symlinks")
                 target = self.target[child]
                 names += target.split(b"/")[::-1]
                 node = 0 if target.startswith(b"/") else node
                 continue
             if child is None or not stat.S_ISDIR(self.mode[child]):
-                self._forget(child)
-                child = self._directory(node, name, (member.mtime, member.mtime_ns))
-                self.children[node][name] = child
+                if member is None:
+                    return None
+                child = self._make_parent(node, name, member)
             node = child
         return node
+
+    def _make_parent(self, parent: int, name: bytes, member: Member) -> int:
+        if name.startswith(PREFIX):
+            raise BadTar(f"entry {shown(member.name)} lies below a whiteout")
+        if len(name) > NAME_MAX:
+            raise LimitExceeded(f"the name {shown(name)} is longer than {NAME_MAX} bytes")
+        siblings = self.children[parent]
+        self._forget(siblings.get(name))
+        siblings[name] = self._directory(parent, name, (member.mtime, member.mtime_ns))
+        return siblings[name]
 
     def _directory(self, parent: int, name: bytes, time: tuple[int, int]) -> int:
         """A new implied directory; ``time`` serves if nothing below it has one.
@@ -226,32 +238,12 @@ class Tree:
             siblings[base] = target
 
     def _find(self, path: bytes) -> int | None:
-        """The node at ``path``, symlinks among its parents followed inside the layer."""
-        node = 0
-        names = path.split(b"/")[::-1]
-        followed = 0
-        while names:
-            name = names.pop()
-            if name in (b"", b"."):
-                continue
-            if name == b"..":
-                node = self.parent[node]
-                continue
-            child = self.children[node].get(name)
-            if child is None:
-                return None
-            mode = self.mode[child]
-            if stat.S_ISDIR(mode):
-                node = child
-            elif not names:
-                return child
-            elif stat.S_ISLNK(mode) and followed < _SYMLINKS_FOLLOWED:
-                followed += 1
-                names += self.target[child].split(b"/")[::-1]
-                node = 0 if self.target[child].startswith(b"/") else node
-            else:
-                return None
-        return node
+        """The node at ``path``, which itself is not followed if it is a symlink."""
+        prefix, _, base = path.rpartition(b"/")
+        parent = self._descend(prefix, None)
+        if parent is None or not base:
+            return parent
+        return self.children[parent].get(base)
 
     def _place(self, parent: int, base: bytes, member: Member) -> None:
         siblings = self.children[parent]

@@ -22,7 +22,7 @@ from overlayctl.store import images, layers, records, staging
 from overlayctl.store.ingest import LayerWentError, Wanted, ingest_layers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from overlayctl.store.ingest import Ingested, Progress
     from overlayctl.store.opened import Store
@@ -72,9 +72,8 @@ def load(
                 )
                 for layer in image.layers
             ]
-            result = _store(
-                store, place, image.config, image.manifest, wanted, references, path, progress
-            )
+            made = partial(_as_found, image.config, image.manifest)
+            result = _store(store, place, made, wanted, references, path, progress)
             loaded.append(result._replace(notes=(*image.notes, *result.notes)))
         return loaded
 
@@ -94,34 +93,34 @@ def import_layers(
     ):
         progress.start(sum(source.size for source in opened.sources), len(paths))
         wanted = [Wanted(None, partial(compression.chunks, source)) for source in opened.sources]
-        ingested = _ingest(store, place, wanted, progress)
-        config = oci.new_config(
-            ingested.diff_ids, created=records.now(), comment="overlayctl import"
-        )
-        return _commit(store, config, None, ingested, references, "import")
+        return _store(store, place, _imported, wanted, references, "import", progress)
 
 
-def _ingest(store: Store, place: str, wanted: Sequence[Wanted], progress: Progress) -> Ingested:
+def _as_found(config: bytes, manifest: bytes | None, _: Ingested) -> tuple[bytes, bytes | None]:
+    return config, manifest
 
-    inside = os.path.join(place, secrets.token_hex(4))
-    os.mkdir(inside)
-    return ingest_layers(store.layout, inside, wanted, progress)
+
+def _imported(ingested: Ingested) -> tuple[bytes, bytes | None]:
+    config = oci.new_config(ingested.diff_ids, created=records.now(), comment="overlayctl import")
+    return config, None
 
 
 def _store(
     store: Store,
     place: str,
-    config: bytes,
-    manifest: bytes | None,
+    made: Callable[[Ingested], tuple[bytes, bytes | None]],
     wanted: Sequence[Wanted],
     references: Sequence[str],
     origin: str,
     progress: Progress,
 ) -> Loaded:
+    """Ingest and commit; ``made`` gives the config and manifest of what was ingested."""
     for _ in range(_TRIES):
+        inside = os.path.join(place, secrets.token_hex(4))
+        os.mkdir(inside)
         try:
-            ingested = _ingest(store, place, wanted, progress)
-            return _commit(store, config, manifest, ingested, references, origin)
+            ingested = ingest_layers(store.layout, inside, wanted, progress)
+            return _commit(store, *made(ingested), ingested, references, origin)
         except LayerWentError:
             # Somebody removed a layer that was there when it was skipped: once more.
             continue

@@ -14,7 +14,7 @@ from overlayctl.runtime import mounts
 from overlayctl.store import containers, gc, images, layers, records, snapshots
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection
 
     from overlayctl.store.images import Image
     from overlayctl.store.opened import Store
@@ -48,12 +48,22 @@ def remove_image(store: Store, name: str, *, force: bool, dry_run: bool) -> Remo
             return Removed((names.familiar(reference),), None, (), 0)
         if len(tied) > 1 and not force:
             raise Conflict(
-                f"image {names.short(image.hex)} has {len(tied)} tags: "
-                + ", ".join(map(names.familiar, tied)),
+                f"image {names.short(image.hex)} has {len(tied)} tags: " + ", ".join(shown),
                 hint="overlayctl rmi TAG unties one, overlayctl rmi -f removes all",
             )
-        _refuse_used(store, image, tied, force=force)
-        holders = _containers_of(store, image)
+        views = mounts.mounted(store.id, everywhere=True)
+        holders = _containers_of(store, image, {view.id for view in views})
+        in_the_way = [] if force else list(holders)
+        in_the_way += [
+            mounts.holder(view, view.target)
+            for view in views
+            if view.kind == "image" and view.id == image.hex
+        ]
+        if in_the_way:
+            raise InUse(
+                f"image {shown[0] if shown else names.short(image.hex)} ({names.short(image.hex)})",
+                in_the_way,
+            )
         if dry_run:
             return Removed(shown, None if holders else image.id, (), 0)
         gone = (
@@ -77,8 +87,7 @@ def remove_image(store: Store, name: str, *, force: bool, dry_run: bool) -> Remo
         return Removed(shown, image.id, tuple(by_name[n] for n in gone), freed)
 
 
-def _containers_of(store: Store, image: Image) -> list[Holder]:
-    mounted = {view.id for view in mounts.mounted(store.id, everywhere=True)}
+def _containers_of(store: Store, image: Image, mounted: Collection[str]) -> list[Holder]:
     return [
         Holder(
             "container",
@@ -88,19 +97,6 @@ def _containers_of(store: Store, image: Image) -> list[Holder]:
         for found in containers.readable(store.layout)
         if found.image == image.hex
     ]
-
-
-def _refuse_used(store: Store, image: Image, tied: Sequence[str], *, force: bool) -> None:
-    holders = [
-        mounts.holder(view, view.target)
-        for view in mounts.mounted(store.id, everywhere=True)
-        if view.kind == "image" and view.id == image.hex
-    ]
-    if not force:
-        holders = _containers_of(store, image) + holders
-    if holders:
-        shown = names.familiar(tied[0]) if tied else names.short(image.hex)
-        raise InUse(f"image {shown} ({names.short(image.hex)})", holders)
 
 
 def remove_container(store: Store, name: str, *, force: bool, dry_run: bool) -> str:
@@ -140,14 +136,11 @@ def reset(store: Store, *, dry_run: bool) -> dict[str, Any]:
     if dry_run:
         return plan
     with store.locked():
-        others = [
-            mounts.holder(v, v.target)
-            for v in mounts.mounted(store.id, everywhere=True)
-            if v.pid != os.getpid()
-        ]
+        views = mounts.mounted(store.id, everywhere=True)
+        others = [mounts.holder(v, v.target) for v in views if v.pid != os.getpid()]
         if others:
             raise InUse(f"the store {store.layout.root}", others)
-        for view in mounts.mounted(store.id)[::-1]:
+        for view in views[::-1]:
             mounts.unmount(store, view, lazy=False)
         inuse.refuse_used(
             [

@@ -66,7 +66,7 @@ def layer(layout: Layout, name: str, users: tuple[str, ...], *, quick: bool) -> 
     try:
         wrong = [] if quick else index.verify(path)
         with index.Index.open(path) as opened:
-            recorded = hex_of(opened.header.diff_id) + stack.suffix(opened.facts())
+            recorded = hex_of(opened.header.diff_id) + stack.facts_suffix(opened.facts())
     except OverlayctlError as error:
         recorded = name
         if not wrong:

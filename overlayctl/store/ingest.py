@@ -18,7 +18,7 @@ from overlayctl.errors import NotFound
 from overlayctl.layer import ingest
 from overlayctl.layer.index import Index
 from overlayctl.layer.ingest import Described, Received
-from overlayctl.layer.stack import Stack
+from overlayctl.layer.stack import Stack, inherit
 from overlayctl.store import layers, records
 
 if TYPE_CHECKING:
@@ -87,32 +87,37 @@ def _ingest(layout: Layout, staging: str, wanted: Sequence[Wanted], progress: Pr
     with ExitStack() as owned, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         owned.callback(pool.shutdown, wait=True, cancel_futures=True)
         arrivals: dict[DiffID | int, Future[_Arrived]] = {}
+        stored = {name[:64]: name for name in layers.listed(layout)}
         for number, layer in enumerate(wanted):
             key = layer.diff_id or number
-            if key not in arrivals and _standing_alone(layout, layer.diff_id) is None:
-                directory = os.path.join(staging, f"layer-{number}")
-                arrivals[key] = pool.submit(_arrive, layout, layer, directory, progress, owned)
+            if key not in arrivals and not _stands_alone(layout, layer.diff_id):
+                there = stored.get(hex_of(layer.diff_id)) if layer.diff_id else None
+                if there:
+                    arrivals[key] = pool.submit(_reread, layout, there, owned)
+                else:
+                    directory = os.path.join(staging, f"layer-{number}")
+                    arrivals[key] = pool.submit(_arrive, layer, directory, progress, owned)
         return _seal_in_order(layout, staging, wanted, arrivals, pool, owned, progress)
 
 
-def _standing_alone(layout: Layout, diff_id: DiffID | None) -> str | None:
-    """The stored layer of that diff_id if nothing below could change it."""
+def _stands_alone(layout: Layout, diff_id: DiffID | None) -> bool:
+    """Whether the layer is stored, and nothing below could change it."""
     if diff_id is None or not layers.exists(layout, hex_of(diff_id)):
-        return None
+        return False
     with layers.open_index(layout, hex_of(diff_id)) as index:
-        return hex_of(diff_id) if not index.header.wants else None
+        return not index.header.wants
 
 
-def _arrive(
-    layout: Layout, layer: Wanted, directory: str, progress: Progress, owned: ExitStack
-) -> _Arrived:
-    for name in layers.listed(layout) if layer.diff_id else ():
-        if name.startswith(hex_of(layer.diff_id or "")):
-            fd = os.open(layout.layer_file(name), os.O_RDONLY | os.O_CLOEXEC)
-            owned.callback(os.close, fd)
-            with Index.open(fd) as index:
-                received = Received(index.header.diff_id, index.header.tar_size)
-            return _Arrived(fd, received, ingest.describe(fd, received), "")
+def _reread(layout: Layout, name: str, owned: ExitStack) -> _Arrived:
+    """A stored tar once more: on these layers it may inherit otherwise."""
+    fd = os.open(layout.layer_file(name), os.O_RDONLY | os.O_CLOEXEC)
+    owned.callback(os.close, fd)
+    with Index.open(fd) as index:
+        received = Received(index.header.diff_id, index.header.tar_size)
+    return _Arrived(fd, received, ingest.describe(fd, received), "")
+
+
+def _arrive(layer: Wanted, directory: str, progress: Progress, owned: ExitStack) -> _Arrived:
     fd = _new_file(directory, owned)
     received = ingest.receive(fd, layer.chunks(), expected=layer.diff_id, progress=progress.advance)
     return _Arrived(fd, received, ingest.describe(fd, received), directory)
@@ -153,13 +158,13 @@ def _seal_in_order(
         else:
             arrived = arrival.result()
             diff_id = arrived.received.diff_id
-            stack = Stack(below[::-1])
-            name = ingest.name_on(diff_id, arrived.described.wants, stack)
+            inherited = inherit(arrived.described.wants, Stack(below[::-1]))
+            name = inherited.name(diff_id)
             if name not in staged and not layers.exists(layout, name):
                 if not arrived.directory or arrived.fd in used:
                     arrived = _copied(arrived, os.path.join(staging, f"again-{number}"), owned)
                 used.add(arrived.fd)
-                ingest.seal(arrived.fd, arrived.received, arrived.described, stack)
+                ingest.seal(arrived.fd, arrived.received, arrived.described, inherited)
                 staged[name] = arrived.directory
                 syncing.append(pool.submit(_sync, arrived.fd, arrived.directory))
                 for kind, paths in arrived.described.tree.notes.items():

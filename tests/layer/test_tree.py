@@ -16,7 +16,7 @@ from overlayctl.errors import BadTar, LimitExceeded, OverlayctlError
 from overlayctl.kernel import mounter
 from overlayctl.layer import ingest
 from overlayctl.layer.index import Index
-from overlayctl.layer.stack import Stack
+from overlayctl.layer.stack import Stack, inherit
 from overlayctl.layer.tree import Tree
 from overlayctl.mount import Erofs
 from tests.layer.tars import directory, entry, hardlink, members, symlink, tar
@@ -31,7 +31,8 @@ def build(path: Path, data: bytes, below: tuple[Index, ...] = ()) -> Index:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     try:
         received = ingest.receive(fd, [data])
-        ingest.seal(fd, received, ingest.describe(fd, received), Stack(below))
+        described = ingest.describe(fd, received)
+        ingest.seal(fd, received, described, inherit(described.wants, Stack(below)))
     finally:
         os.close(fd)
     return Index.open(path)
@@ -336,7 +337,8 @@ def test_a_hundred_thousand_entries_and_a_file_of_four_gigabytes(
             yield b"end" + bytes(509) + bytes(1024)
 
         received = ingest.receive(file.fileno(), chunks())
-        ingest.seal(file.fileno(), received, ingest.describe(file.fileno(), received), Stack([]))
+        described = ingest.describe(file.fileno(), received)
+        ingest.seal(file.fileno(), received, described, inherit(described.wants, Stack([])))
     mounter.mount(Erofs(str(path)), str(mountpoint))
     try:
         for n in range(100_000):
