@@ -147,6 +147,7 @@ def _seal_in_order(
     syncing: list[Future[None]] = []
     used: set[int] = set()
     notes: dict[str, int] = {}
+    unended: list[str] = []
     masking = _Masking()
     for number, layer in enumerate(wanted):
         name = None
@@ -158,6 +159,8 @@ def _seal_in_order(
         else:
             arrived = arrival.result()
             diff_id = arrived.received.diff_id
+            if layer.diff_id is None and not arrived.described.end_marker:
+                unended.append(f"layer {number + 1} has no end marker: the tar may have been cut")
             inherited = inherit(arrived.described.wants, Stack(below[::-1]))
             name = inherited.name(diff_id)
             if name not in staged and not layers.exists(layout, name):
@@ -186,6 +189,7 @@ def _seal_in_order(
         staged,
         (
             *(f"{count} x {kind}" for kind, count in sorted(notes.items())),
+            *unended,
             *masking.notes,
         ),
     )

@@ -230,6 +230,16 @@ def test_a_compressed_layer_is_the_same_layer(run: Shell, tmp_path: Path, codec:
     assert len(told(run, "images")) == 1
 
 
+def test_an_imported_tar_without_its_end_is_told(run: Shell, tmp_path: Path) -> None:
+    """There is no digest to compare it with: it may have been cut between two entries."""
+    whole = tar(directory("etc"), entry("etc/conf", data=b"one"))
+    path = tmp_path / "layer.tar"
+    path.write_bytes(whole)
+    assert "end" not in run("import", path, "whole:1").err
+    path.write_bytes(whole[:-1024])
+    assert "layer 1 has no end marker" in run("import", path, "cut:1").err
+
+
 def test_the_wrong_digest_is_named(run: Shell, store: str, tmp_path: Path) -> None:
     wrong = diff_id(b"")
     ids = [diff_id(LAYERS[0]), wrong, diff_id(LAYERS[2])]
