@@ -3,6 +3,8 @@
     <root>/                              0700, a repository of plain files: ls and cat suffice
       overlayctl.json                    store id, format version, features
       layers/<diff_id hex>[-<facts>]/    layer.erofs: the tar that is a filesystem
+                                         tree/: the same, unpacked, where no kernel mounts it
+                                         (made again: layer-2.erofs, tree-2/; the highest counts)
       images/<image id hex>/             image.json (its layers), config.json, manifest.json
       tags/<encoded reference>           two lines: the image id, the reference
       snapshots/<key>/                   snapshot.json, keep, upper/, work.<k>/
@@ -35,6 +37,15 @@ DIRECTORIES = (
     "ingest",
     "attached",
 )
+
+
+def generation(name: str, stem: str, suffix: str) -> int:
+    """1 for ``<stem><suffix>``, N for ``<stem>-N<suffix>``, 0 for any other name."""
+    if name == stem + suffix:
+        return 1
+    number = name.removeprefix(stem + "-").removesuffix(suffix)
+    plain = number.isascii() and number.isdigit() and not number.startswith("0")
+    return int(number) if plain and int(number) > 1 and name == f"{stem}-{number}{suffix}" else 0
 
 
 class Layout:
@@ -73,9 +84,25 @@ class Layout:
         """A layer's directory."""
         return self.path("layers", name)
 
-    def layer_file(self, name: str) -> str:
-        """A layer's one file."""
-        return self.path("layers", name, "layer.erofs")
+    def layer_file(self, name: str, *, after: int = 0) -> str:
+        """A layer's file of today: the highest of layer.erofs, layer-2.erofs, and so on.
+
+        ``after`` 1 gives the one that a repair makes next.
+        """
+        return self._newest(name, "layer", ".erofs", after)
+
+    def layer_tree(self, name: str, *, after: int = 0) -> str:
+        """A layer's unpacked tree of today, as ``layer_file`` finds its file."""
+        return self._newest(name, "tree", "", after)
+
+    def _newest(self, name: str, stem: str, suffix: str, after: int) -> str:
+        directory = self.path("layers", name)
+        try:
+            numbers = [generation(found, stem, suffix) for found in os.listdir(directory)]
+        except (FileNotFoundError, NotADirectoryError):
+            numbers = []
+        number = max(numbers, default=0) + after
+        return os.path.join(directory, f"{stem}-{number}{suffix}" if number > 1 else stem + suffix)
 
     def diff(self, name: str) -> str:
         """Where a layer's tree is seen while it is attached: its diff path."""
