@@ -23,7 +23,8 @@ from overlayctl.store import containers, gc, images, layers, records, snapshots
 from overlayctl.store.opened import Store
 
 if TYPE_CHECKING:
-    from overlayctl.mount import Merged
+    from overlayctl.kernel.probe import Setting
+    from overlayctl.mount import Merged, Rung
     from overlayctl.runtime.loading import Loaded
     from overlayctl.runtime.removal import Removed
     from overlayctl.store.check import Finding
@@ -47,10 +48,21 @@ class Engine:
         self.layout = store.layout
 
     @classmethod
-    def open(cls, root: str, *, lock_timeout: float = 30.0, create: bool = False) -> Engine:
-        """The store at ``root``, made if it is missing and ``create`` is set."""
+    def open(
+        cls,
+        root: str,
+        *,
+        create: bool = False,
+        lock_timeout: float = 30.0,
+        attach: Setting = "auto",
+        rung: Rung = "auto",
+    ) -> Engine:
+        """The store at ``root``, made if it is missing and ``create`` is set.
+
+        ``attach`` and ``rung`` force a way to attach layers and to mount overlays.
+        """
         layout, marker = records.open_store(root, create=create)
-        return cls(Store(layout, marker, lock_timeout))
+        return cls(Store(layout, marker, timeout=lock_timeout, attach=attach, rung=rung))
 
     # -- images ----------------------------------------------------------------------
 
@@ -87,20 +99,18 @@ class Engine:
         """The ``image inspect`` of docker; every layer is attached first, so each path is there."""
         from overlayctl.inspect import describe
 
-        return describe.image(self.layout, self._visible(name))
+        return describe.image(self.layout, *self._visible(name))
 
     def history(self, name: str) -> list[dict[str, Any]]:
         """The image's history, newest first, with real layers."""
         from overlayctl.inspect import describe
 
-        return describe.history(self.layout, self._visible(name))
+        return describe.history(self.layout, self._visible(name)[0])
 
-    def _visible(self, name: str) -> Image:
-        """The image, its layers attached where this process may mount."""
-        with self.store.locked():
-            image, _ = images.resolve(self.layout, name)
-            self.store.attach(image.layers)
-        return image
+    def _visible(self, name: str) -> tuple[Image, str | None]:
+        """The image, its layers attached; or why they are not."""
+        image, _ = images.resolve(self.layout, name)
+        return image, self.store.try_attach(image.layers)
 
     def image_exists(self, name: str) -> bool:
         """Whether there is such an image."""
@@ -135,19 +145,22 @@ class Engine:
         """Mount the image's read-only view; the path."""
         from overlayctl.runtime import mounts
 
-        with self.store.locked():
+        place = os.path.realpath(directory) if directory else None
+
+        def act() -> str:
             image, _ = images.resolve(self.layout, name)
             return mounts.mount_image(
-                self.layout, self.store.id, image.hex, image.layers,
-                os.path.realpath(directory) if directory else None, suid=suid, dev=dev,
-            )  # fmt: skip
+                self.store, image.hex, image.layers, place, suid=suid, dev=dev
+            )
+
+        return self.store.attaching(act)
 
     def unmount_image(self, name: str, *, lazy: bool = False) -> str:
         """Unmount an image's views, or the one at a directory; the image id."""
         from overlayctl.runtime import mounts
 
         with self.store.locked():
-            views = [v for v in mounts.mounted(self.store.id) if v.kind == "image"]
+            views = [v for v in mounts.mounted(self.store) if v.kind == "image"]
             there = [v for v in views if v.target == os.path.realpath(name)]
             if not there:
                 image, _ = images.resolve(self.layout, name)
@@ -163,7 +176,7 @@ class Engine:
         from overlayctl.inspect import describe
         from overlayctl.runtime import mounts
 
-        return describe.mount_rows(self.layout, mounts.mounted(self.store.id))
+        return describe.mount_rows(self.layout, mounts.mounted(self.store))
 
     # -- layers ----------------------------------------------------------------------
 
@@ -204,17 +217,14 @@ class Engine:
         """Everything about one layer, attached."""
         from overlayctl.inspect import describe
 
-        return describe.layer(self.layout, self._attached(spec))
+        name = self.layer_name(spec)
+        return describe.layer(self.layout, name, self.store.try_attach([name]))
 
     def layer_path(self, spec: str) -> str:
-        """The layer's diff path, attached."""
-        return self.layout.diff(self._attached(spec))
-
-    def _attached(self, spec: str) -> str:
+        """The layer's diff path, attached. Raises HostCannot where it cannot be."""
         name = self.layer_name(spec)
-        with self.store.locked():
-            self.store.attach([name])
-        return name
+        self.store.attaching(lambda: self.store.attach([name]))
+        return self.layout.diff(name)
 
     def layer_files(self, spec: str) -> Iterator[dict[str, Any]]:
         """Each entry of a layer, read from its index."""
@@ -299,16 +309,15 @@ class Engine:
     def _views(self) -> dict[str, Merged]:
         from overlayctl.runtime import mounts
 
-        return {v.id: v for v in mounts.mounted(self.store.id) if v.kind == "container"}
+        return {v.id: v for v in mounts.mounted(self.store) if v.kind == "container"}
 
     def inspect_container(self, name: str) -> dict[str, Any]:
         """The ``container inspect`` of docker, the layers attached."""
         from overlayctl.inspect import describe
 
-        with self.store.locked():
-            found = containers.resolve(self.layout, name)
-            self.store.attach(snapshots.get(self.layout, found.id).layers)
-        return describe.container(self.layout, found, self._views())
+        found = containers.resolve(self.layout, name)
+        unseen = self.store.try_attach(snapshots.get(self.layout, found.id).layers)
+        return describe.container(self.layout, found, self._views(), unseen)
 
     def inspect(self, name: str) -> dict[str, Any]:
         """The container of that name, else the image."""
@@ -402,19 +411,27 @@ def host(root: str) -> dict[str, Any]:
     """What this host can, tried with an image of nothing where the store is or would be."""
     import tempfile
 
-    from overlayctl.kernel import probe
     from overlayctl.layer import erofs
 
-    kernel = {"Kernel": os.uname().release}
     empty = Layout(root).empty
     if os.path.exists(empty):
-        return {**kernel, "Attach": probe.attach_ways(empty)}
+        return _host(empty)
     while not os.path.isdir(root):
         root = os.path.dirname(os.path.abspath(root))
     with tempfile.TemporaryDirectory(prefix=".overlayctl-", dir=root) as place:
         image = os.path.join(place, "empty.erofs")
         erofs.write_empty(image)
-        return {**kernel, "Attach": probe.attach_ways(image)}
+        return _host(image)
+
+
+def _host(image: str) -> dict[str, Any]:
+    from overlayctl.kernel import probe
+
+    return {
+        "Kernel": os.uname().release,
+        "Attach": probe.attach_ways(image),
+        "Mount": probe.mount_rungs(os.path.dirname(image)),
+    }
 
 
 def _rows(findings: Iterator[Finding]) -> list[dict[str, Any]]:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+Rung = Literal["auto", "fds", "strings", "mount"]
+"""How the kernel is given an overlay: layers by descriptor, by name, or all by mount(2).
+
+``auto`` is the first of them that this kernel has.
+"""
 
 
 class Erofs(NamedTuple):
@@ -17,36 +23,56 @@ class Erofs(NamedTuple):
     directio: bool = False
 
 
+class Bind(NamedTuple):
+    """A directory once more, read-only and never executable in place."""
+
+    directory: str
+
+
+class Lower(NamedTuple):
+    """An attached layer: the path where it is seen, and how to know that this is it.
+
+    An EROFS is known by its ``uuid`` and the end of its file's path (``file``), a directory
+    by being ``tree``; where there is no tree, an empty read-only tmpfs stands for nothing.
+    """
+
+    path: str
+    uuid: bytes
+    file: str
+    tree: str = ""
+
+
 class Overlay(NamedTuple):
-    """An overlay. ``lowerdirs`` are topmost first; each must be the root of an EROFS mount.
+    """An overlay. ``lowers`` are topmost first.
 
     Without ``upperdir`` the mount is read-only. ``source`` names the owner in the mount table.
     """
 
     source: str
-    lowerdirs: tuple[str, ...]
+    lowers: tuple[Lower, ...]
     upperdir: str = ""
     workdir: str = ""
     volatile: bool = False
     xino: bool = False
+    rung: Rung = "auto"
 
 
 class Tmpfs(NamedTuple):
-    """A private tmpfs that holds nothing but mountpoints."""
+    """A private tmpfs that holds nothing but mountpoints, or read-only and empty, nothing."""
 
     source: str
+    read_only: bool = False
 
 
-Mount = Erofs | Overlay | Tmpfs
+Mount = Erofs | Bind | Overlay | Tmpfs
 
 
 class Merged(NamedTuple):
-    """A merged view that is mounted: ``kind`` is image or container. Lowers are topmost first."""
+    """A merged view that is mounted: ``kind`` is image or container; ``pid`` sees it."""
 
     kind: str
     id: str
     target: str
-    lowers: tuple[str, ...]
     upper: str
     work: str
     options: str

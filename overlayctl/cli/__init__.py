@@ -96,10 +96,6 @@ _WORDS["buildx"] = _WORDS["builder"] = _WORDS["build"]
 del _word
 
 
-ROOT = "/var/lib/overlayctl"
-CONFIGURATION = "/etc/overlayctl/overlayctl.toml"
-
-
 class _Asked:
     """What the common options say."""
 
@@ -151,31 +147,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def location() -> tuple[str, str]:
     """Where the store is, and who says so: flag, environment, configuration file, default."""
-    if asked.root:
-        return asked.root, "--root"
-    if from_environment := os.environ.get("OVERLAYCTL_ROOT"):
-        return from_environment, "OVERLAYCTL_ROOT"
-    try:
-        with open(CONFIGURATION, "rb") as file:
-            import tomllib
+    from overlayctl.cli import settings
 
-            configured = tomllib.load(file).get("root")
-    except (FileNotFoundError, NotADirectoryError):
-        configured = None
-    except ValueError as error:
-        from overlayctl.errors import BadInput
-
-        raise BadInput(f"{CONFIGURATION}: {error}", hint="mend or remove that file") from None
-    if configured is None:
-        return ROOT, "default"
-    if not isinstance(configured, str) or not configured.startswith("/"):
-        from overlayctl.errors import BadInput
-
-        raise BadInput(
-            f"{CONFIGURATION}: root is no absolute path",
-            hint='for example root = "/srv/overlayctl"',
-        )
-    return configured, CONFIGURATION
+    return settings.root(asked.root)
 
 
 def engine(*, create: bool = False) -> Engine:
@@ -196,9 +170,16 @@ def engine(*, create: bool = False) -> Engine:
         from overlayctl.errors import Usage
 
         raise Usage("--lock-timeout takes seconds, 0 or more", hint="--lock-timeout 30")
+    from overlayctl.cli import settings
     from overlayctl.engine import Engine
 
-    return Engine.open(location()[0], lock_timeout=asked.lock_timeout, create=create)
+    return Engine.open(
+        location()[0],
+        create=create,
+        lock_timeout=asked.lock_timeout,
+        attach=settings.attach(),
+        rung=settings.mount(),
+    )
 
 
 def found_engine() -> Engine | None:

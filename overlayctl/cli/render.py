@@ -8,7 +8,8 @@ from typing import Annotated, Any, TypeVar
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from overlayctl.cli import CONFIGURATION, ROOT, asked, unknown
+from overlayctl.cli import asked, unknown
+from overlayctl.cli.settings import CONFIGURATION, ROOT
 from overlayctl.errors import OverlayctlError
 
 _T = TypeVar("_T")

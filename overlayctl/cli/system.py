@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from overlayctl.cli import asked, engine, found_engine, location, render
+from overlayctl.cli import asked, engine, found_engine, location, render, settings
 from overlayctl.cli.render import DryRun, Format, Lazy, Verb, note
 from overlayctl.errors import Usage
 
@@ -32,6 +32,7 @@ def info(*, template: Format = None) -> None:
     root, source = location()
     store = found_engine()
     told = {"Root": root, "RootFrom": source, **(store.info() if store else host(root))}
+    told |= settings.told()
     if template is not None:
         render.formatted(template, told)
     elif asked.json:

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from overlayctl import names
 from overlayctl.digest import chain_ids
+from overlayctl.errors import OverlayctlError
 from overlayctl.layer import attach
+from overlayctl.layer.index import device_number
 from overlayctl.oci import created_by
 from overlayctl.store import containers, gc, images, layers, snapshots
 from overlayctl.whiteout import ORIGIN_XATTR, unescape
@@ -63,8 +65,11 @@ def _disk(layout: Layout, name: str) -> int:
         return 0
 
 
-def image(layout: Layout, found: images.Image) -> dict[str, Any]:
-    """The ``image inspect`` of docker, with the paths of every layer bottom to top."""
+def image(layout: Layout, found: images.Image, unseen: str | None) -> dict[str, Any]:
+    """The ``image inspect`` of docker, with the paths of every layer bottom to top.
+
+    ``unseen`` is why a layer could not be attached, where one is not.
+    """
     config = images.config(layout, found)
     users = gc.layer_users(layout)
     attached = set(attach.attached(layout))
@@ -115,6 +120,7 @@ def image(layout: Layout, found: images.Image) -> dict[str, Any]:
         },
         "RootFS": {"Type": "layers", "Layers": list(found.diff_ids)},
         "Layers": rows,
+        "AttachError": unseen,
         "Metadata": {"LoadedAt": found.created, "Origin": found.record.get("origin", "")},
     }
 
@@ -154,7 +160,10 @@ def history(layout: Layout, found: images.Image) -> list[dict[str, Any]]:
 
 
 def container(
-    layout: Layout, found: containers.Container, mounted: Mapping[str, Merged]
+    layout: Layout,
+    found: containers.Container,
+    mounted: Mapping[str, Merged],
+    unseen: str | None,
 ) -> dict[str, Any]:
     """The ``container inspect`` of docker, as far as storage is concerned."""
     snapshot = snapshots.get(layout, found.id)
@@ -172,6 +181,7 @@ def container(
             "Labels": found.labels,
         },
         "State": {"Mounted": view is not None},
+        "AttachError": unseen,
         "GraphDriver": {
             "Name": "overlayctl",
             "Data": {
@@ -220,13 +230,23 @@ def mount_rows(layout: Layout, views: Iterable[Merged]) -> list[dict[str, Any]]:
             "Id": view.id,
             "Name": known.get(view.id) or tags.get(view.id, ""),
             "MountPoint": view.target,
-            "LowerDir": ":".join(view.lowers),
+            "LowerDir": ":".join(_lower_paths(layout, view)),
             "UpperDir": view.upper or None,
             "WorkDir": view.work or None,
             "Options": view.options,
         }
         for view in views
     ]
+
+
+def _lower_paths(layout: Layout, view: Merged) -> list[str]:
+    """The diff paths in a view, topmost first; none where its record cannot be read."""
+    read = snapshots.get if view.kind == "container" else images.get
+    try:
+        used = snapshots.lowers(layout, read(layout, view.id).layers)
+    except OverlayctlError:
+        return []
+    return [layout.diff(name) for name in used]
 
 
 def layer_rows(layout: Layout) -> list[dict[str, Any]]:
@@ -250,7 +270,7 @@ def layer_rows(layout: Layout) -> list[dict[str, Any]]:
     return rows
 
 
-def layer(layout: Layout, name: str) -> dict[str, Any]:
+def layer(layout: Layout, name: str, unseen: str | None) -> dict[str, Any]:
     """One layer: what its header says, who uses it, where it is seen."""
     found = layers.stat(layout, name)
     with layers.open_index(layout, name) as index:
@@ -262,6 +282,7 @@ def layer(layout: Layout, name: str) -> dict[str, Any]:
         "File": layout.layer_file(name),
         "DiffPath": layout.diff(name) if is_attached else None,
         "Attached": is_attached,
+        "AttachError": unseen,
         "Size": found.header.size,
         "DiskUsage": found.disk,
         "TarSize": found.header.tar_size,
@@ -298,8 +319,7 @@ def files(index: Index) -> Iterator[dict[str, Any]]:
 def _device(node: Node) -> str | None:
     if stat.S_IFMT(node.mode) not in (stat.S_IFCHR, stat.S_IFBLK):
         return None
-    major = node.rdev >> 8 & 0xFFF
-    minor = node.rdev & 0xFF | node.rdev >> 12 & 0xFFF00
+    major, minor = device_number(node)
     return f"{major}:{minor}"
 
 

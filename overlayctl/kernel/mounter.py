@@ -11,16 +11,17 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Self, assert_never
+from typing import assert_never
 
-from overlayctl.errors import Damaged, Holder, HostCannot, InUse, KernelRefused, NotFound
-from overlayctl.kernel import inuse, libc
-from overlayctl.mount import Erofs, Mount, Overlay, Tmpfs
+from overlayctl.errors import Holder, HostCannot, InUse, KernelRefused, NotFound
+from overlayctl.kernel import inuse, libc, lowers
+from overlayctl.kernel.kernellog import KernelLog
+from overlayctl.mount import Bind, Erofs, Mount, Overlay, Tmpfs
 
 MAX_LOWERS = 500
 _STRING_MAX = 255
+_UNKNOWN = "Unknown parameter"
 _ATTEMPTS = 5
-_LEVELS = 8
 _READ_ONLY_DATA = (
     libc.MOUNT_ATTR_RDONLY | libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV | libc.MOUNT_ATTR_NOEXEC
 )
@@ -64,13 +65,12 @@ def detached(what: Mount) -> Iterator[int]:
         match what:
             case Erofs():
                 fd = _erofs(what, owned)
+            case Bind():
+                fd = _bind(what, owned)
             case Overlay():
                 fd = _overlay(what, owned)
             case Tmpfs():
-                context = _context("tmpfs", what.source, owned)
-                with _explained("fsconfig", "tmpfs", context):
-                    libc.fsconfig_string(context, "mode", "0700")
-                    fd = _create(context, libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV, owned)
+                fd = _tmpfs(what, owned)
             case _:
                 assert_never(what)
         yield fd
@@ -86,7 +86,7 @@ def _erofs(what: Erofs, owned: ExitStack) -> int:
         context = libc.fsopen("erofs")
         owned.callback(os.close, context)
     with KernelLog() as log, _explained("mount", what.image, context, log):
-        libc.fsconfig_string(context, "source", _text(source, source, owned))
+        libc.fsconfig_string(context, "source", _file_name(source, owned))
         # A read-only loop device refuses a superblock that might be written (EACCES).
         libc.fsconfig_flag(context, "ro")
         if what.directio:
@@ -94,10 +94,40 @@ def _erofs(what: Erofs, owned: ExitStack) -> int:
         return _create(context, _READ_ONLY_DATA, owned)
 
 
+def _file_name(path: str, owned: ExitStack) -> str:
+    """``path``, or where it is too long for a parameter, its last two names below an fd.
+
+    Those two tell in the mount table which layer's file it is.
+    """
+    if len(os.fsencode(path)) <= _STRING_MAX:
+        return path
+    directory, name = os.path.split(path)
+    above, layer = os.path.split(directory)
+    return f"/proc/self/fd/{_directory(above, owned)}/{layer}/{name}"
+
+
+def _bind(what: Bind, owned: ExitStack) -> int:
+    with _explained("open_tree", what.directory, None):
+        fd = libc.open_tree(what.directory, clone=True)
+        owned.callback(os.close, fd)
+    with _explained("mount_setattr", what.directory, None):
+        libc.mount_setattr(fd, add=_READ_ONLY_DATA)
+    return fd
+
+
+def _tmpfs(what: Tmpfs, owned: ExitStack) -> int:
+    context = _context("tmpfs", what.source, owned)
+    with _explained("fsconfig", "tmpfs", context):
+        libc.fsconfig_string(context, "mode", "0755" if what.read_only else "0700")
+        if what.read_only:
+            libc.fsconfig_flag(context, "ro")
+        return _create(context, libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV, owned)
+
+
 def _overlay(what: Overlay, owned: ExitStack) -> int:
-    if len(what.lowerdirs) > MAX_LOWERS:
+    if len(what.lowers) > MAX_LOWERS:
         raise HostCannot(
-            f"{len(what.lowerdirs)} layers: the kernel's overlay takes at most {MAX_LOWERS}",
+            f"{len(what.lowers)} layers: the kernel's overlay takes at most {MAX_LOWERS}",
             hint="build the image with fewer layers (skopeo, buildah --squash)",
         )
     uppers = (what.upperdir, what.workdir) if what.upperdir else ()
@@ -129,33 +159,40 @@ def _overlay(what: Overlay, owned: ExitStack) -> int:
 
 
 def _new_overlay(what: Overlay, owned: ExitStack, log: KernelLog) -> int:
-    """An overlay in the best way this kernel knows, found by asking for it."""
-    context = _context("overlay", what.source, owned)
+    """An overlay by the rung that was asked for, or the first that this kernel has."""
+    if what.rung == "mount":
+        return _by_mount(what, owned, log)
     try:
-        return _by_context(context, what, owned, log, by_fd=True)
+        return _by_context(what, owned, log, by_fd=what.rung != "strings")
     except KernelRefused as error:
-        # EBADF: layers by name only, before 6.13. EOPNOTSUPP: before 6.5 a context of
-        # overlayfs is mount(2) in disguise, with 255 bytes for all layers together.
+        if what.rung != "auto":
+            raise
         if error.errno == errno.EBADF:
-            context = _context("overlay", what.source, owned)
-            return _by_context(context, what, owned, log, by_fd=False)
-        if error.errno == errno.EOPNOTSUPP:
+            # Layers by name only: before 6.13.
+            try:
+                return _by_context(what, owned, log, by_fd=False)
+            except KernelRefused as second:
+                error = second
+        # Before 6.5 a context of overlayfs is mount(2) in disguise, with 255 bytes for all
+        # layers together (EOPNOTSUPP); until 6.8 it does not know the parameter.
+        if error.errno == errno.EOPNOTSUPP or _UNKNOWN in str(error):
             return _by_mount(what, owned, log)
-        raise
+        raise error from None
 
 
-def _by_context(
-    context: int, what: Overlay, owned: ExitStack, log: KernelLog, *, by_fd: bool
-) -> int:
-    for lower in what.lowerdirs:
+def _by_context(what: Overlay, owned: ExitStack, log: KernelLog, *, by_fd: bool) -> int:
+    context = _context("overlay", what.source, owned)
+    mounts = lowers.table()
+    for lower in what.lowers:
         # The context holds the layer: 500 open files at once would pass many a limit.
         with ExitStack() as briefly:
-            fd = _layer(lower, briefly)
+            fd = lowers.open_verified(lower, mounts)
+            briefly.callback(os.close, fd)
             with _explained("mount overlay", what.source, context, log):
                 if by_fd:
                     libc.fsconfig_fd(context, "lowerdir+", fd)
                 else:
-                    libc.fsconfig_string(context, "lowerdir+", _text(lower, fd, briefly))
+                    libc.fsconfig_string(context, "lowerdir+", _text(lower.path, fd))
     for key, path in (("upperdir", what.upperdir), ("workdir", what.workdir)):
         if not what.upperdir:
             break
@@ -165,8 +202,7 @@ def _by_context(
                 libc.fsconfig_fd(context, key, fd)
             else:
                 # Unlike a layer's, these strings are still unescaped.
-                escaped = path.replace("\\", "\\\\")
-                libc.fsconfig_string(context, key, _text(escaped, fd, owned))
+                libc.fsconfig_string(context, key, _text(path.replace("\\", "\\\\"), fd))
     with _explained("mount overlay", what.source, context, log):
         for key, value in _options(what):
             libc.fsconfig_string(context, key, value)
@@ -188,17 +224,23 @@ def _by_mount(what: Overlay, owned: ExitStack, log: KernelLog) -> int:
                 libc.unshare(libc.CLONE_FS | libc.CLONE_NEWNS)
                 libc.make_private("/")
             # Opened here: the kernel refuses layers of another namespace's mounts.
-            layers = [_layer(lower, inside) for lower in what.lowerdirs]
+            mounts = lowers.table()
+            layers = []
+            for lower in what.lowers:
+                layers.append(lowers.open_verified(lower, mounts))
+                inside.callback(os.close, layers[-1])
             options = ["lowerdir=" + ":".join(map(str, layers))]
             if what.upperdir:
                 options.append(f"upperdir={_directory(what.upperdir, inside)}")
                 options.append(f"workdir={_directory(what.workdir, inside)}")
             options += [f"{key}={value}" for key, value in _options(what)]
             options += ["volatile"] if what.upperdir and what.volatile else []
+            # Any directory will do to mount on; this one is there for certain.
+            place = what.lowers[0].path
             with _explained("mount overlay", what.source, None, log):
                 os.chdir("/proc/self/fd")
-                libc.mount(what.source, what.lowerdirs[0], "overlay", ",".join(options).encode())
-                return libc.open_tree(what.lowerdirs[0], clone=True)
+                libc.mount(what.source, place, "overlay", ",".join(options).encode())
+                return libc.open_tree(place, clone=True)
 
     from concurrent.futures import ThreadPoolExecutor
 
@@ -259,29 +301,9 @@ def _directory(path: str, owned: ExitStack) -> int:
     return fd
 
 
-def _text(path: str, held: int | str, owned: ExitStack) -> str:
-    """``path``, or where it is too long for a parameter, the name of an fd of it."""
-    if len(os.fsencode(path)) <= _STRING_MAX:
-        return path
-    if isinstance(held, str):
-        held = os.open(held, os.O_RDONLY | os.O_CLOEXEC)
-        owned.callback(os.close, held)
-    return f"/proc/self/fd/{held}"
-
-
-def _layer(path: str, owned: ExitStack) -> int:
-    """An O_PATH fd of an attached layer. An empty directory must never pass for one."""
-    try:
-        fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise Damaged(f"the layer at {path} is not attached") from None
-    owned.callback(os.close, fd)
-    if libc.fstatfs(fd).magic != libc.EROFS_MAGIC or not libc.is_mount_root(fd):
-        raise Damaged(
-            f"{path} is not the root of an attached layer",
-            hint="overlayctl layer detach --all, then repeat the command",
-        )
-    return fd
+def _text(path: str, fd: int) -> str:
+    """``path``, or where it is too long for a parameter, the name of the fd of it."""
+    return path if len(os.fsencode(path)) <= _STRING_MAX else f"/proc/self/fd/{fd}"
 
 
 def _context(fs_type: str, source: str, owned: ExitStack) -> int:
@@ -329,60 +351,6 @@ def _context_log(context: int) -> list[str]:
                 return lines
             raise
         lines.append(line.decode(errors="replace").strip().removeprefix("e ").removeprefix("w "))
-
-
-class KernelLog:
-    """What the kernel log gains about filesystems between entering and ``lines``.
-
-    Where /dev/kmsg is missing or forbidden there is nothing to read, and no lines.
-    """
-
-    def __init__(self) -> None:
-        self._fd = -1
-
-    def __enter__(self) -> Self:
-        try:
-            fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno not in (errno.ENOENT, errno.EPERM, errno.EACCES, errno.ENXIO):
-                raise
-            return self
-        # Containers put /dev/null or a terminal there.
-        if os.fstat(fd).st_rdev == os.makedev(1, 11):
-            os.lseek(fd, 0, os.SEEK_END)
-            self._fd = fd
-        else:
-            os.close(fd)
-        return self
-
-    @property
-    def readable(self) -> bool:
-        """Whether silence means that the kernel said nothing."""
-        return self._fd >= 0
-
-    def __exit__(self, *_: object) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def lines(self) -> list[str]:
-        """The new lines of overlayfs and EROFS."""
-        found = []
-        while self._fd >= 0:
-            try:
-                record = os.read(self._fd, 8192)
-            except OSError as error:
-                if error.errno == errno.EPIPE:
-                    continue
-                if error.errno == errno.EAGAIN:
-                    break
-                raise
-            head, _, tail = record.partition(b";")
-            text = tail.split(b"\n", 1)[0].decode(errors="replace")
-            # Facility 0: the kernel itself. Any process with the right may write the others.
-            if text.startswith(("overlayfs:", "erofs")) and int(head.split(b",")[0]) < _LEVELS:
-                found.append(text)
-        return found
 
 
 def unmount(target: str, *, lazy: bool = False) -> None:

@@ -36,8 +36,8 @@ class MountInfo(NamedTuple):
         return values
 
 
-def read(pid: int | str = "self") -> list[MountInfo]:
-    """The mounts that ``pid`` sees, oldest first at each place.
+def read(pid: int | str = "thread-self") -> list[MountInfo]:
+    """The mounts that ``pid`` sees, or this thread, oldest first at each place.
 
     Raises OSError where the process is gone or may not be looked at.
     """

@@ -4,40 +4,68 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import TYPE_CHECKING, Literal, get_args
 
-from overlayctl.errors import OverlayctlError
-from overlayctl.kernel import mounter
-from overlayctl.mount import Erofs
+from overlayctl.errors import HostCannot, OverlayctlError
+from overlayctl.kernel import libc, mounter
+from overlayctl.mount import Bind, Erofs, Lower, Mount, Overlay, Rung, Tmpfs
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Way = Literal["buffered", "directio", "loop", "unpacked"]
+"""How a layer is attached; ``layer.attach`` says what each means."""
+Setting = Literal["auto", "buffered", "directio", "loop", "unpacked"]
+WORKS = "works"
+_LADDER: tuple[Way, ...] = ("buffered", "loop", "unpacked")
 _BLOCK = 512
 
 
+def attach_way(images: Iterable[str], setting: Setting) -> Way:
+    """The way to attach layers: the one that was chosen, or the first that works.
+
+    With any of ``images``, EROFS files on the store's filesystem: one alone may be damaged.
+    Raises HostCannot if none works.
+    """
+    if setting != "auto":
+        return setting
+    failed = []
+    for way in _LADDER:
+        for image in images:
+            answer = _attach_answer(image, way)
+            if answer == WORKS:
+                return way
+            failed.append(f"{way}: {answer}")
+    raise HostCannot(
+        "layers cannot be attached here: " + "; ".join(failed),
+        hint="mounting needs CAP_SYS_ADMIN and a seccomp profile that allows it",
+    )
+
+
 def attach_ways(image: str) -> dict[str, str]:
-    """Each way to attach a layer: ``works``, or why not. ``image`` is any small EROFS file."""
-    ways = {}
-    for name, mount in (
-        ("buffered", Erofs(image)),
-        ("directio", Erofs(image, directio=True)),
-        ("loop", Erofs(image, loop=True)),
-    ):
-        try:
-            with mounter.detached(mount) as fd:
-                root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
-                try:
-                    os.listdir(root)
-                finally:
-                    os.close(root)
-                ways[name] = "works"
-        except OverlayctlError as error:
-            ways[name] = str(error)
-        except OSError as error:
-            # Mounted, and yet nothing can be read from it.
-            if error.errno not in (errno.EIO, errno.EUCLEAN):
-                raise
-            ways[name] = f"reading it: {os.strerror(error.errno)}"
-    if ways["directio"] == "works":
-        ways["directio"] = _direct_reads(image)
-    return ways
+    """Each way to attach a layer: ``works``, or why not."""
+    return {way: _attach_answer(image, way) for way in get_args(Way)}
+
+
+def _attach_answer(image: str, way: Way) -> str:
+    mount: Mount = Erofs(image, loop=way == "loop", directio=way == "directio")
+    if way == "unpacked":
+        mount = Bind(os.path.dirname(image))
+    try:
+        with mounter.detached(mount) as fd:
+            root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+            try:
+                os.listdir(root)
+            finally:
+                os.close(root)
+    except OverlayctlError as error:
+        return str(error)
+    except OSError as error:
+        # Mounted, and yet nothing can be read from it.
+        if error.errno not in (errno.EIO, errno.EUCLEAN):
+            raise
+        return f"reading it: {os.strerror(error.errno)}"
+    return _direct_reads(image) if way == "directio" else WORKS
 
 
 def _direct_reads(image: str) -> str:
@@ -59,4 +87,39 @@ def _direct_reads(image: str) -> str:
         raise
     finally:
         os.close(fd)
-    return "works"
+    return WORKS
+
+
+def mount_rungs(directory: str) -> dict[str, str]:
+    """Each way to give the kernel an overlay: ``works``, or why not.
+
+    Tried with nothing, over any ``directory``, in a mount namespace of the trial's own.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_rungs_aside, directory).result()
+
+
+def _rungs_aside(directory: str) -> dict[str, str]:
+    rungs: tuple[Rung, ...] = ("fds", "strings", "mount")
+    lowers = tuple(Lower(os.path.join(directory, name), b"", "") for name in "ab")
+    try:
+        libc.unshare(libc.CLONE_FS | libc.CLONE_NEWNS)
+        libc.make_private("/")
+        mounter.mount(Tmpfs("overlayctl:probe"), directory)
+        for lower in lowers:
+            os.mkdir(lower.path)
+            mounter.mount(Tmpfs("overlayctl:probe", read_only=True), lower.path)
+    except OSError as error:
+        return dict.fromkeys(rungs, os.strerror(error.errno or errno.EPERM))
+    except OverlayctlError as error:
+        return dict.fromkeys(rungs, str(error))
+    found: dict[str, str] = {}
+    for rung in rungs:
+        try:
+            with mounter.detached(Overlay("overlayctl:probe", lowers, rung=rung)):
+                found[rung] = WORKS
+        except OverlayctlError as error:
+            found[rung] = str(error)
+    return found

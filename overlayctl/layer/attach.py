@@ -3,18 +3,24 @@
 The mountpoints live on a private tmpfs, so that a diff path which is not attached does
 not exist: over a plain directory that lost its mount, an overlay would see an empty layer.
 One attach serves every overlay above it, which also makes its page cache one.
+
+    buffered   the kernel reads the layer's file, through the page cache
+    directio   the same past the page cache
+    loop       a loop device reads the file
+    unpacked   the layer's ``tree/`` once more, read-only, where no kernel mounts the file
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from overlayctl.errors import Damaged, KernelRefused, OverlayctlError
-from overlayctl.kernel import libc, mounter, mounttable
-from overlayctl.layer.format import HEADER
-from overlayctl.mount import Erofs, Tmpfs
+from overlayctl.errors import Damaged, InUse, OverlayctlError
+from overlayctl.kernel import libc, lowers, mounter, mounttable, probe
+from overlayctl.layer.format import HEADER, PAGE
+from overlayctl.mount import Bind, Erofs, Lower, Mount, Tmpfs
 
 if TYPE_CHECKING:
     from overlayctl.layout import Layout
@@ -23,50 +29,116 @@ EMPTY = "empty"
 _SUPERBLOCK_UUID = slice(HEADER + 48, HEADER + 64)
 
 
-def prepare(layout: Layout, store_id: str) -> None:
+class TreeMissingError(Exception):
+    """These layers are not unpacked, and this kernel mounts no layer's file."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        super().__init__(*names)
+        self.names = names
+
+
+def prepare(layout: Layout, mark: str) -> None:
     """Make ``attached/`` the private tmpfs of this namespace if it is not yet."""
     if mounttable.at(layout.attached) is None:
-        mounter.mount(Tmpfs(f"overlayctl:{store_id}:attached:"), layout.attached)
+        mounter.mount(Tmpfs(f"overlayctl:{mark}:attached:"), layout.attached)
     for name in ("layers", "merged"):
         os.makedirs(layout.path("attached", name), mode=0o700, exist_ok=True)
 
 
-def attach(layout: Layout, store_id: str, names: Iterable[str], mode: str = "auto") -> None:
+def attach(layout: Layout, mark: str, names: Iterable[str], setting: probe.Setting) -> None:
     """Make the diff paths of the named layers there; the caller holds the store's lock.
 
-    ``mode`` buffered, directio or loop forces a way; ``auto`` has the kernel read the file
-    and falls back to a loop device. Raises KernelRefused, Damaged for a diff path under
-    which something else lies.
+    An attach of an older file is replaced where nobody uses it. Raises KernelRefused,
+    Damaged for a diff path under which something else lies, TreeMissingError.
     """
-    prepare(layout, store_id)
-    for name in names:
-        image = layout.empty if name == EMPTY else layout.layer_file(name)
+    prepare(layout, mark)
+    mounts = lowers.table()
+    wanted = [name for name in names if not _is_there(layout, name, mounts)]
+    if not wanted:
+        return
+    way = probe.attach_way(dict.fromkeys((layout.empty, _image(layout, wanted[0]))), setting)
+    if way == "unpacked":
+        lacking = [n for n in wanted if n != EMPTY and not os.path.isdir(layout.layer_tree(n))]
+        if lacking:
+            raise TreeMissingError(tuple(lacking))
+    for name in wanted:
         target = layout.diff(name)
-        try:
+        fresh = False
+        with suppress(FileExistsError):
             os.mkdir(target, 0o700)
-        except FileExistsError:
-            if is_attached(layout, name):
-                continue
+            fresh = True
         try:
-            _mount(image, target, mode)
+            mounter.mount(_mount(layout, mark, name, way), target)
         except OverlayctlError:
-            os.rmdir(target)
+            # One that was there is also other namespaces': rmdir would take theirs.
+            if fresh:
+                os.rmdir(target)
             raise
 
 
-def _mount(image: str, target: str, mode: str) -> None:
-    if mode != "loop":
-        try:
-            mounter.mount(Erofs(image, directio=mode == "directio"), target)
-        except KernelRefused:
-            if mode != "auto":
-                raise
-        else:
-            return
-    mounter.mount(Erofs(image, loop=True), target)
+def _mount(layout: Layout, mark: str, name: str, way: probe.Way) -> Mount:
+    if way == "unpacked":
+        if name == EMPTY:
+            return Tmpfs(f"overlayctl:{mark}:{EMPTY}:", read_only=True)
+        return Bind(layout.layer_tree(name))
+    return Erofs(_image(layout, name), loop=way == "loop", directio=way == "directio")
 
 
-def is_attached(layout: Layout, name: str) -> bool:
+def _image(layout: Layout, name: str) -> str:
+    return layout.empty if name == EMPTY else layout.layer_file(name)
+
+
+def _is_there(layout: Layout, name: str, mounts: lowers.Table) -> bool:
+    """Whether the layer need not be attached; what shows its older file is taken away."""
+    try:
+        return is_attached(layout, name, mounts)
+    except Damaged:
+        mount = mounttable.at(layout.diff(name))
+        if mount is None or not is_stale(layout, name, mount):
+            raise
+    with suppress(InUse):
+        detach(layout, name)
+        return False
+    raise Damaged(
+        f"{layout.diff(name)} shows an older file of its layer, and is in use",
+        hint=f"stop what uses it, then overlayctl layer detach {name[:12]}",
+    )
+
+
+def lower(layout: Layout, name: str) -> Lower:
+    """How to know the attached layer. Raises Damaged if its file is gone or cut."""
+    image = _image(layout, name)
+    try:
+        with open(image, "rb", buffering=0) as file:
+            uuid = file.read(PAGE)[_SUPERBLOCK_UUID]
+    except FileNotFoundError:
+        uuid = b""
+    if len(uuid) != _SUPERBLOCK_UUID.stop - _SUPERBLOCK_UUID.start:
+        raise Damaged(
+            f"the file of layer {name[:12]} is gone or cut", hint="overlayctl system check"
+        )
+    if name == EMPTY:
+        return Lower(layout.diff(name), uuid, os.path.basename(image))
+    return Lower(layout.diff(name), uuid, _tail(image), layout.layer_tree(name))
+
+
+def _tail(image: str) -> str:
+    """What every path to a layer's file ends in, wherever its store was or is."""
+    directory, name = os.path.split(image)
+    return f"{os.path.basename(directory)}/{name}"
+
+
+def is_stale(layout: Layout, name: str, mount: mounttable.MountInfo) -> bool:
+    """Whether a mount at a layer's diff path shows another file than the layer's of today."""
+    if mount.fs_type != "erofs" or name == EMPTY:
+        return False
+    source = lowers.backing(mount.source).removesuffix(" (deleted)")
+    place, today = os.path.split(_tail(layout.layer_file(name)))
+    there, file = os.path.split(_tail(source))
+    return there == place and file != today
+
+
+def is_attached(layout: Layout, name: str, mounts: lowers.Table | None = None) -> bool:
     """Whether the diff path shows the layer's file of today.
 
     Raises Damaged if it shows something else.
@@ -78,38 +150,12 @@ def is_attached(layout: Layout, name: str) -> bool:
     try:
         if not libc.is_mount_root(fd):
             return False
-        uuid = libc.fs_uuid(fd)
-        other = libc.fstatfs(fd).magic != libc.EROFS_MAGIC
+        wrong = lowers.problem(fd, lower(layout, name), mounts or lowers.table())
     finally:
         os.close(fd)
-    image = layout.empty if name == EMPTY else layout.layer_file(name)
-    if not other and uuid is not None:
-        try:
-            with open(image, "rb") as file:
-                other = uuid != file.read(HEADER + 64)[_SUPERBLOCK_UUID]
-        except FileNotFoundError:
-            other = True
-    elif not other:
-        # Before 6.9 no ioctl tells the UUID: then the mount's source has to.
-        mount = mounttable.at(layout.diff(name))
-        other = mount is None or _backing(mount.source) != image
-    if other:
-        raise Damaged(
-            f"{layout.diff(name)} shows something else than its layer",
-            hint=f"overlayctl layer detach {name[:12]}",
-        )
+    if wrong:
+        raise Damaged(f"{layout.diff(name)} {wrong}", hint=f"overlayctl layer detach {name[:12]}")
     return True
-
-
-def _backing(source: str) -> str:
-    """The file behind a mount's source: the source itself, or what its loop device reads."""
-    if not source.startswith("/dev/loop"):
-        return source
-    try:
-        with open(f"/sys/block/{source[5:]}/loop/backing_file", "rb") as file:
-            return os.fsdecode(file.read().removesuffix(b"\n"))
-    except FileNotFoundError:
-        return source
 
 
 def attached(layout: Layout) -> list[str]:

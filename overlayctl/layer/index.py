@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from typing import Self
 
 _PIECE = 1 << 20
+_NULL = NULL_CHUNK.to_bytes(4, "little")
 
 
 class Node(NamedTuple):
@@ -192,6 +193,24 @@ class Index:
             length -= count
         return b"".join(pieces)
 
+    def extents(self, node: Node) -> Iterator[tuple[int, int]]:
+        """The offset and length of each part of a file that is no hole, in order."""
+        if node.layout != CHUNKED:
+            if node.size:
+                yield 0, node.size
+            return
+        size = 1 << 9 + (node.start & 0x1F)
+        count = -(-node.size // size)
+        table = self._bytes(node.body + node.xattr_size, 4 * count)
+        begin = None
+        for number in range(count + 1):
+            hole = number == count or table[4 * number : 4 * number + 4] == _NULL
+            if hole and begin is not None:
+                yield begin * size, min(number * size, node.size) - begin * size
+                begin = None
+            elif not hole and begin is None:
+                begin = number
+
     def target(self, node: Node) -> bytes:
         """Where a symlink points."""
         if not stat.S_ISLNK(node.mode) or not 0 < node.size <= TARGET_MAX:
@@ -286,6 +305,11 @@ class Index:
                 seen.add(node.nid)
                 start = path + b"/" if path else b""
                 pending += [(start + name, child) for name, child in self.list(node)][::-1]
+
+
+def device_number(node: Node) -> tuple[int, int]:
+    """Major and minor number of a device, as EROFS and the kernel encode them."""
+    return node.rdev >> 8 & 0xFFF, node.rdev & 0xFF | node.rdev >> 12 & 0xFFF00
 
 
 def verify(file: str | bytes | os.PathLike[str]) -> list[str]:

@@ -119,7 +119,9 @@ def _store(
         inside = os.path.join(place, secrets.token_hex(4))
         os.mkdir(inside)
         try:
-            ingested = ingest_layers(store.layout, inside, wanted, progress)
+            ingested = ingest_layers(
+                store.layout, inside, wanted, progress, unpacked=store.unpacks()
+            )
             return _commit(store, *made(ingested), ingested, references, origin)
         except LayerWentError:
             # Somebody removed a layer that was there when it was skipped: once more.
@@ -172,12 +174,12 @@ def _commit(
             before = images.tag(store.layout, own, reference, image_hex)
             if before:
                 moved.append((names.familiar(reference), f"sha256:{before}"))
-        store.attach(ingested.names)
+    unseen = store.try_attach(ingested.names)
     return Loaded(
         f"sha256:{image_hex}",
         tuple(map(names.familiar, references)),
         tuple(moved),
-        ingested.notes,
+        (*ingested.notes, *([f"the layers are not attached: {unseen}"] if unseen else [])),
         sum(new),
         len(ingested.names),
     )

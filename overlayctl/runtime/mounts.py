@@ -1,6 +1,6 @@
 """Merged views: mounted under the locks, found again in the mount table, taken down.
 
-The source of every overlay names its owner: ``overlayctl:<store id>:<kind>:<id>``.
+The source of every overlay names its owner: ``overlayctl:<store's mark>:<kind>:<id>``.
 """
 
 from __future__ import annotations
@@ -22,41 +22,45 @@ if TYPE_CHECKING:
     from overlayctl.store.opened import Store
 
 
-def source(store_id: str, kind: str, identifier: str) -> str:
+def _source(store: Store, kind: str, identifier: str) -> str:
     """What the mount table calls an overlay of ours."""
-    return f"overlayctl:{store_id}:{kind}:{identifier}"
+    return f"overlayctl:{store.mark}:{kind}:{identifier}"
 
 
-def mounted(store_id: str, *, everywhere: bool = False) -> list[Merged]:
+def mounted(store: Store, *, everywhere: bool = False) -> list[Merged]:
     """The merged views of this store: of this mount namespace, or of all that can be read."""
-    prefix = f"overlayctl:{store_id}:"
+    prefix = f"overlayctl:{store.mark}:"
     if everywhere:
         table = list(mounttable.everywhere())
     else:
         table = [(os.getpid(), mount) for mount in mounttable.read()]
     return [
-        _merged(pid, mount)
+        _merged(store.layout, pid, mount)
         for pid, mount in table
         if mount.fs_type == "overlay" and mount.source.startswith(prefix)
     ]
 
 
-def _merged(pid: int, mount: MountInfo) -> Merged:
+def _merged(layout: Layout, pid: int, mount: MountInfo) -> Merged:
     kind, _, identifier = mount.source.split(":", 2)[2].partition(":")
+    work = "".join(mount.option("workdir"))
+    if work.isdigit():
+        # Mounted by numbers of descriptors that are long closed; there is one after a mount.
+        left = snapshots.work_directories(layout, identifier)
+        work = layout.snapshot(identifier, left[-1]) if left else ""
     return Merged(
         kind,
         identifier,
         mount.mount_point,
-        tuple(mount.option("lowerdir+")),
-        "".join(mount.option("upperdir")),
-        "".join(mount.option("workdir")),
+        layout.snapshot(identifier, "upper") if kind == "container" else "",
+        work,
         mount.options,
         pid,
     )
 
 
 def mount_image(
-    layout: Layout, store_id: str, image: str, layers: Sequence[str], directory: str | None,
+    store: Store, image: str, layers: Sequence[str], directory: str | None,
     *, suid: bool = False, dev: bool = False,
 ) -> str:  # fmt: skip
     """Mount the read-only view of an image; the path. The caller holds the store's lock.
@@ -65,9 +69,10 @@ def mount_image(
     which only root can enter, an image's setuid files would be everyone's: so
     ``nosuid,nodev`` there unless asked otherwise.
     """
-    used = snapshots.lowers(layout, layers)
-    attach.attach(layout, store_id, [*used, attach.EMPTY])
-    overlay = snapshots.view(layout, source(store_id, "image", image), layers)
+    layout = store.layout
+    store.attach([*snapshots.lowers(layout, layers), attach.EMPTY])
+    overlay = snapshots.view(layout, _source(store, "image", image), layers)
+    overlay = overlay._replace(rung=store.rung)
     if directory is not None:
         if not os.path.isdir(directory):
             raise NotFound(f"{directory} is no directory", hint=f"mkdir -p {directory}")
@@ -105,32 +110,37 @@ def mount_container(store: Store, key: str, *, volatile: bool, xino: bool) -> st
 
     Raises InUse if another mount namespace has it, KernelRefused for less than was asked.
     """
-    layout, store_id = store.layout, store.id
-    with store.holding(key), store.locked():
-        target = layout.merged(key)
-        for view in mounted(store_id, everywhere=True):
-            if view.kind == "container" and view.id == key:
-                if view.pid == os.getpid():
-                    return view.target
-                raise InUse(f"container {key[:12]}", [holder(view, key[:12])])
-        used = snapshots.lowers(layout, snapshots.get(layout, key).layers)
-        attach.attach(layout, store_id, used or [attach.EMPTY])
-        overlay = snapshots.mounts(
-            layout, source(store_id, "container", key), key, volatile=volatile, xino=xino
-        )
-        fresh = _mountpoint(target)
-        try:
-            mounter.mount(overlay, target)
-        except OverlayctlError:
-            if fresh:
-                os.rmdir(target)
-            shutil.rmtree(overlay.workdir, ignore_errors=True)
-            raise
-        # Only now is it sure that nobody else works in the older ones.
-        for name in snapshots.work_directories(layout, key):
-            if layout.snapshot(key, name) != overlay.workdir:
-                shutil.rmtree(layout.snapshot(key, name), ignore_errors=True)
-        return target
+    with store.holding(key):
+        return store.attaching(lambda: _mount_container(store, key, volatile=volatile, xino=xino))
+
+
+def _mount_container(store: Store, key: str, *, volatile: bool, xino: bool) -> str:
+    layout = store.layout
+    target = layout.merged(key)
+    for view in mounted(store, everywhere=True):
+        if view.kind == "container" and view.id == key:
+            if view.pid == os.getpid():
+                return view.target
+            raise InUse(f"container {key[:12]}", [holder(view, key[:12])])
+    used = snapshots.lowers(layout, snapshots.get(layout, key).layers)
+    store.attach(used or [attach.EMPTY])
+    overlay = snapshots.mounts(
+        layout, _source(store, "container", key), key, volatile=volatile, xino=xino
+    )
+    overlay = overlay._replace(rung=store.rung)
+    fresh = _mountpoint(target)
+    try:
+        mounter.mount(overlay, target)
+    except OverlayctlError:
+        if fresh:
+            os.rmdir(target)
+        shutil.rmtree(overlay.workdir, ignore_errors=True)
+        raise
+    # Only now is it sure that nobody else works in the older ones.
+    for name in snapshots.work_directories(layout, key):
+        if layout.snapshot(key, name) != overlay.workdir:
+            shutil.rmtree(layout.snapshot(key, name), ignore_errors=True)
+    return target
 
 
 def unmount(store: Store, view: Merged, *, lazy: bool) -> None:
@@ -140,7 +150,7 @@ def unmount(store: Store, view: Merged, *, lazy: bool) -> None:
     """
     mounter.unmount(view.target, lazy=lazy)
     if view.target == store.layout.merged(view.id):
-        views = mounted(store.id, everywhere=True)
+        views = mounted(store, everywhere=True)
         if not any(other.target == view.target for other in views):
             os.rmdir(view.target)
 

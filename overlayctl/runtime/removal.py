@@ -51,7 +51,7 @@ def remove_image(store: Store, name: str, *, force: bool, dry_run: bool) -> Remo
                 f"image {names.short(image.hex)} has {len(tied)} tags: " + ", ".join(shown),
                 hint="overlayctl rmi TAG unties one, overlayctl rmi -f removes all",
             )
-        views = mounts.mounted(store.id, everywhere=True)
+        views = mounts.mounted(store, everywhere=True)
         holders = _containers_of(store, image, {view.id for view in views})
         in_the_way = [] if force else list(holders)
         in_the_way += [
@@ -108,7 +108,7 @@ def remove_container(store: Store, name: str, *, force: bool, dry_run: bool) -> 
     with store.holding(found.id), store.unmaking():
         views = [
             v
-            for v in mounts.mounted(store.id, everywhere=True)
+            for v in mounts.mounted(store, everywhere=True)
             if v.kind == "container" and v.id == found.id
         ]
         own = [v for v in views if v.pid == os.getpid()]
@@ -136,7 +136,7 @@ def reset(store: Store, *, dry_run: bool) -> dict[str, Any]:
     if dry_run:
         return plan
     with store.locked():
-        views = mounts.mounted(store.id, everywhere=True)
+        views = mounts.mounted(store, everywhere=True)
         others = [mounts.holder(v, v.target) for v in views if v.pid != os.getpid()]
         if others:
             raise InUse(f"the store {store.layout.root}", others)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import shutil
@@ -73,11 +72,7 @@ def finish(layout: Layout) -> None:
             shutil.rmtree(layout.image(name), ignore_errors=True)
     for name in records.names(layout.path("layers")):
         if _LAYER.fullmatch(name) and not layers.exists(layout, name):
-            try:
-                os.rmdir(layout.layer(name))
-            except OSError as error:
-                if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
-                    raise
+            layers.clear(layout, name)
     for key in snapshots.stored(layout):
         _finish_snapshot(layout, key)
     for container_id in containers.recorded(layout):

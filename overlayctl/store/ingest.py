@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from overlayctl.digest import DiffID, hex_of
@@ -70,20 +71,27 @@ class _Arrived(NamedTuple):
 
 
 def ingest_layers(
-    layout: Layout, staging: str, wanted: Sequence[Wanted], progress: Progress
+    layout: Layout,
+    staging: str,
+    wanted: Sequence[Wanted],
+    progress: Progress,
+    *,
+    unpacked: bool = False,
 ) -> Ingested:
-    """Bring the layers (bottom to top) into the store's staging.
+    """Bring the layers (bottom to top) into the store's staging; ``unpacked`` as trees, too.
 
     Raises BadTar, BadArchive, DigestMismatch, LimitExceeded; what was staged goes with
     ``staging``. New layers are synced when this returns. Raises LayerWentError.
     """
     try:
-        return _ingest(layout, staging, wanted, progress)
+        return _ingest(layout, staging, wanted, progress, unpacked=unpacked)
     except (NotFound, FileNotFoundError) as error:
         raise LayerWentError from error
 
 
-def _ingest(layout: Layout, staging: str, wanted: Sequence[Wanted], progress: Progress) -> Ingested:
+def _ingest(
+    layout: Layout, staging: str, wanted: Sequence[Wanted], progress: Progress, *, unpacked: bool
+) -> Ingested:
     with ExitStack() as owned, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         owned.callback(pool.shutdown, wait=True, cancel_futures=True)
         arrivals: dict[DiffID | int, Future[_Arrived]] = {}
@@ -97,7 +105,8 @@ def _ingest(layout: Layout, staging: str, wanted: Sequence[Wanted], progress: Pr
                 else:
                     directory = os.path.join(staging, f"layer-{number}")
                     arrivals[key] = pool.submit(_arrive, layer, directory, progress, owned)
-        return _seal_in_order(layout, staging, wanted, arrivals, pool, owned, progress)
+        finish = partial(_finish, unpacked=unpacked)
+        return _seal_in_order(layout, staging, wanted, arrivals, pool, owned, progress, finish)
 
 
 def _stands_alone(layout: Layout, diff_id: DiffID | None) -> bool:
@@ -139,6 +148,7 @@ def _seal_in_order(
     pool: ThreadPoolExecutor,
     owned: ExitStack,
     progress: Progress,
+    finish: Callable[[int, str], None],
 ) -> Ingested:
     below: list[Index] = []
     names: list[str] = []
@@ -169,7 +179,7 @@ def _seal_in_order(
                 used.add(arrived.fd)
                 ingest.seal(arrived.fd, arrived.received, arrived.described, inherited)
                 staged[name] = arrived.directory
-                syncing.append(pool.submit(_sync, arrived.fd, arrived.directory))
+                syncing.append(pool.submit(finish, arrived.fd, arrived.directory))
                 for kind, paths in arrived.described.tree.notes.items():
                     notes[kind] = notes.get(kind, 0) + len(paths)
                 masking.add(arrived.described)
@@ -202,8 +212,12 @@ def _copied(arrived: _Arrived, directory: str, owned: ExitStack) -> _Arrived:
     return _Arrived(fd, arrived.received, ingest.describe(fd, arrived.received), directory)
 
 
-def _sync(fd: int, directory: str) -> None:
+def _finish(fd: int, directory: str, *, unpacked: bool) -> None:
+    """Make a sealed layer durable, as a tree too where that is wanted."""
     os.fdatasync(fd)
+    if unpacked:
+        with Index.open(fd) as index:
+            layers.unpack_into(index, os.path.join(directory, "tree"))
     records.sync_directory(directory)
 
 

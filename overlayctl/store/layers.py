@@ -5,13 +5,16 @@ Nobody counts references: who uses a layer is found by reading images and snapsh
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from typing import TYPE_CHECKING, NamedTuple
 
 from overlayctl import names
 from overlayctl.errors import NotFound
 from overlayctl.layer import attach
 from overlayctl.layer.index import Index
+from overlayctl.layout import generation
 from overlayctl.store import records
 from overlayctl.store.records import fault
 
@@ -65,25 +68,89 @@ def commit(layout: Layout, staged: str, name: str) -> bool:
     """
     if exists(layout, name):
         return False
-    target = layout.layer(name)
-    if os.path.isdir(target):
-        # A removal that stopped between the file and its directory.
-        os.rmdir(target)
-    os.rename(staged, target)
+    # A removal may have stopped between the file and its directory.
+    clear(layout, name)
+    os.rename(staged, layout.layer(name))
     fault("layer:after-rename")
     return True
 
 
+def unpack(layout: Layout, staging: str, name: str) -> str:
+    """The stored layer as a tree in staging, synced. Raises HostCannot, NotFound, Damaged."""
+    with open_index(layout, name) as index:
+        return unpack_into(index, os.path.join(staging, f"tree-{name}"))
+
+
+def unpack_into(index: Index, directory: str) -> str:
+    """The layer as a tree in the new ``directory``, synced. Raises HostCannot, Damaged."""
+    from overlayctl.layer.unpack import unpack
+
+    os.mkdir(directory, 0o700)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        unpack(index, fd)
+    finally:
+        os.close(fd)
+    return directory
+
+
+def commit_tree(layout: Layout, staged: str, name: str) -> None:
+    """Move a synced tree beside its layer's file, if that is there and has none yet.
+
+    The caller holds the store's lock.
+    """
+    target = layout.layer_tree(name)
+    if exists(layout, name) and not os.path.isdir(target):
+        os.rename(staged, target)
+        records.sync_directory(layout.layer(name))
+
+
 def remove(layout: Layout, name: str) -> int:
-    """Delete a layer that nobody uses; how many bytes its file took. The caller holds the lock."""
+    """Delete a layer that nobody uses; how many bytes it took. The caller holds the lock.
+
+    Its file goes first: without one the layer is gone, and the rest is anybody's to finish.
+    """
     attach.detach(layout, name)
-    path = layout.layer_file(name)
-    # The file's space is freed when its last fd closes, after the caller's lock is gone.
-    size = os.stat(path).st_blocks * 512 if os.path.exists(path) else 0
-    records.remove(path)
+    directory = layout.layer(name)
+    size = _disk(directory)
+    # The oldest file first, or the removal of a newer one would bring an older one back.
+    for file in sorted(_files(directory), key=len):
+        # A file's space is freed when its last fd closes, after the caller's lock is gone.
+        records.remove(os.path.join(directory, file))
     fault("layer:after-unlink")
-    if os.path.isdir(layout.layer(name)):
-        for left in os.listdir(layout.layer(name)):
-            os.unlink(os.path.join(layout.layer(name), left))
-        os.rmdir(layout.layer(name))
+    clear(layout, name)
+    if os.path.isdir(directory):
+        for left in os.listdir(directory):
+            os.unlink(os.path.join(directory, left))
+        os.rmdir(directory)
     return size
+
+
+def clear(layout: Layout, name: str) -> None:
+    """Delete the trees of a layer whose file is gone, and its directory if nothing else is in it.
+
+    The caller holds the lock.
+    """
+    directory = layout.layer(name)
+    for tree in records.names(directory):
+        if generation(tree, "tree", ""):
+            shutil.rmtree(os.path.join(directory, tree))
+    try:
+        os.rmdir(directory)
+    except OSError as error:
+        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.ENOENT}:
+            raise
+
+
+def _files(directory: str) -> list[str]:
+    return [name for name in records.names(directory) if generation(name, "layer", ".erofs")]
+
+
+def _disk(directory: str) -> int:
+    """The bytes that the files in a layer's directory take, each once."""
+    seen = {}
+    for place, _, names_ in os.walk(directory):
+        for name in names_:
+            found = os.lstat(os.path.join(place, name))
+            seen[found.st_ino] = found.st_blocks * 512
+    return sum(seen.values())

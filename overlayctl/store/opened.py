@@ -1,27 +1,48 @@
-"""A store that is open: its layout, its id, and the one way to decide something in it."""
+"""A store that is open: its layout, its marks, and the one way to decide something in it."""
 
 from __future__ import annotations
 
+import os
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from overlayctl.errors import NotFound
+from overlayctl.errors import HostCannot, NotFound, OverlayctlError
 from overlayctl.store import gc, locks, records, staging
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
+    from overlayctl.kernel.probe import Setting
     from overlayctl.layout import Layout
+    from overlayctl.mount import Rung
+
+_Thing = TypeVar("_Thing")
 
 
 class Store:
-    """``timeout`` is how long to wait for a lock, in seconds."""
+    """``timeout`` is how long to wait for a lock, in seconds.
 
-    def __init__(self, layout: Layout, marker: records.Record, timeout: float) -> None:
+    ``attach`` and ``rung`` say how layers are attached and overlays mounted. ``mark`` tells
+    the mounts of this store from those of a copy of it, which has the same ``id``.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        marker: records.Record,
+        *,
+        timeout: float,
+        attach: Setting = "auto",
+        rung: Rung = "auto",
+    ) -> None:
         self.layout = layout
         self.marker = marker
         self.id = str(marker.get("id"))
+        place = os.stat(layout.root)
+        self.mark = f"{self.id}.{place.st_dev:x}.{place.st_ino:x}"
         self.timeout = timeout
+        self.attach_by = attach
+        self.rung = rung
 
     @contextmanager
     def locked(self, *, exclusive: bool = True) -> Iterator[None]:
@@ -59,8 +80,49 @@ class Store:
                 ) from None
             yield
 
+    def unpacks(self) -> bool:
+        """Whether this host needs layers as trees; not if it can attach none at all."""
+        from overlayctl.kernel import probe
+
+        try:
+            return probe.attach_way((self.layout.empty,), self.attach_by) == "unpacked"
+        except HostCannot:
+            return False
+
+    def try_attach(self, names: Iterable[str]) -> str | None:
+        """Make the diff paths of these layers be there; why that cannot be, or None."""
+        try:
+            self.attaching(lambda: self.attach(names))
+        except OverlayctlError as error:
+            return str(error)
+        return None
+
     def attach(self, names: Iterable[str]) -> None:
-        """Make the diff paths of these layers be there; the caller holds the lock."""
+        """Make the diff paths of these layers be there; the caller holds the lock.
+
+        Raises TreeMissingError where they have to be unpacked first: so ``attaching``.
+        """
         from overlayctl.layer import attach
 
-        attach.attach(self.layout, self.id, dict.fromkeys(names))
+        attach.attach(self.layout, self.mark, dict.fromkeys(names), self.attach_by)
+
+    def attaching(self, act: Callable[[], _Thing]) -> _Thing:
+        """What ``act`` returns, done under the lock; it attaches layers.
+
+        Where a layer turns out not to be unpacked, and must be, that is done without the
+        lock, and then ``act`` once more from its beginning.
+        """
+        from overlayctl.layer.attach import TreeMissingError
+        from overlayctl.store import layers
+
+        while True:
+            try:
+                with self.locked():
+                    return act()
+            except TreeMissingError as error:
+                lacking = error.names
+            with staging.staging(self.layout) as place:
+                trees = {name: layers.unpack(self.layout, place, name) for name in lacking}
+                with self.locked():
+                    for name, tree in trees.items():
+                        layers.commit_tree(self.layout, tree, name)

@@ -154,7 +154,7 @@ def view(layout: Layout, source: str, layers: Sequence[str]) -> Overlay:
     # One lower without an upper is EINVAL; a second that holds nothing changes nothing.
     if len(used) == 1:
         used.append(attach.EMPTY)
-    return Overlay(source, tuple(layout.diff(name) for name in used))
+    return Overlay(source, tuple(attach.lower(layout, name) for name in used))
 
 
 def mounts(layout: Layout, source: str, key: str, *, volatile: bool, xino: bool) -> Overlay:
@@ -168,7 +168,7 @@ def mounts(layout: Layout, source: str, key: str, *, volatile: bool, xino: bool)
     os.mkdir(work, 0o700)
     return Overlay(
         source,
-        tuple(layout.diff(name) for name in used),
+        tuple(attach.lower(layout, name) for name in used),
         layout.snapshot(key, "upper"),
         work,
         volatile=volatile,

@@ -9,7 +9,7 @@ import pytest
 
 from overlayctl.kernel import libc, mounter, mounttable
 from overlayctl.layer import erofs
-from overlayctl.mount import Erofs
+from overlayctl.mount import Erofs, Lower
 from tests.rootmount import require
 
 Image = Callable[..., str]
@@ -55,6 +55,7 @@ class Place:
     def __init__(self, root: str, empty: str) -> None:
         self.root = root
         self.empty = empty
+        self.images: dict[str, str] = {}
         for name in ("upper", "work", "merged"):
             os.mkdir(self.path(name))
 
@@ -64,7 +65,15 @@ class Place:
     def attach(self, name: str, image: str, *, loop: bool = False) -> str:
         os.mkdir(self.path(name))
         mounter.mount(Erofs(image, loop=loop), self.path(name))
+        self.images[self.path(name)] = image
         return self.path(name)
+
+    def lower(self, path: str) -> Lower:
+        """What must be seen at ``path``: the image attached there, else the empty one."""
+        image = self.images.get(path, self.empty)
+        with open(image, "rb") as file:
+            uuid = file.read(4096)[1024 + 48 : 1024 + 64]
+        return Lower(path, uuid, os.path.join(*image.split("/")[-2:]))
 
     @property
     def merged(self) -> str:

@@ -53,7 +53,8 @@ def test_a_loop_device_lives_as_long_as_its_mount(place: Place, image: Image, na
     sys = Path("/sys/block", os.path.basename(mount.source))
     assert (sys / "ro").read_text() == "1\n"
     assert (sys / "loop/autoclear").read_text() == "1\n"
-    mounter.mount(Overlay("s", (layer,), place.path("upper"), place.path("work")), place.merged)
+    lowers = (place.lower(layer),)
+    mounter.mount(Overlay("s", lowers, place.path("upper"), place.path("work")), place.merged)
     mounter.unmount(layer)
     assert Path(place.merged, "hello").read_text() == "hi"
     mounter.unmount(place.merged)
@@ -120,8 +121,18 @@ def test_the_same_file_twice(place: Place, empty: str) -> None:
 def test_the_probe_says_what_works_here(place: Place, empty: str) -> None:
     before = mounttable.read()
     ways = probe.attach_ways(empty)
-    assert ways == {"buffered": "works", "directio": "works", "loop": "works"}
+    assert ways == dict.fromkeys(("buffered", "directio", "loop", "unpacked"), "works")
+    assert probe.attach_way((empty,), "auto") == "buffered"
+    assert probe.attach_way((empty,), "loop") == "loop"
     assert mounttable.read() == before
     assert gone(empty)
     refused = probe.attach_ways(place.path("absent"))
-    assert "works" not in refused.values()
+    assert [way for way, answer in refused.items() if answer == "works"] == ["unpacked"]
+    assert probe.attach_way((place.path("absent"), empty), "auto") == "buffered"
+
+
+def test_each_rung_of_the_mount_ladder_is_tried_where_nobody_sees_it(tmp_path: Path) -> None:
+    before = mounttable.read()
+    assert probe.mount_rungs(str(tmp_path)) == dict.fromkeys(("fds", "strings", "mount"), "works")
+    assert mounttable.read() == before
+    assert os.listdir(tmp_path) == []

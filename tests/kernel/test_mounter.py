@@ -10,6 +10,7 @@ import pytest
 
 from overlayctl.errors import Damaged, HostCannot, InUse, KernelRefused, NotFound
 from overlayctl.kernel import inuse, libc, mounter, mounttable
+from overlayctl.kernel.kernellog import KernelLog
 from overlayctl.mount import Erofs, Overlay, Tmpfs
 from tests.kernel.conftest import Image, Place
 
@@ -17,11 +18,12 @@ ODD = os.fsdecode(b"a b,c:d\\e\nf\tg#\xff\xfe=h")
 
 
 def overlay(place: Place, *lowers: str, upper: str = "upper", work: str = "work") -> Overlay:
-    return Overlay("overlayctl:test", lowers, place.path(upper), place.path(work))
+    attached = tuple(place.lower(path) for path in lowers)
+    return Overlay("overlayctl:test", attached, place.path(upper), place.path(work))
 
 
-def view(*lowers: str) -> Overlay:
-    return Overlay("overlayctl:test", lowers)
+def view(place: Place, *lowers: str) -> Overlay:
+    return Overlay("overlayctl:test", tuple(place.lower(path) for path in lowers))
 
 
 def read(*path: str) -> str:
@@ -38,8 +40,8 @@ def flags(path: str) -> set[str]:
     return set(mount.options.split(","))
 
 
-def kernel_log() -> mounter.KernelLog:
-    log = mounter.KernelLog().__enter__()
+def kernel_log() -> KernelLog:
+    log = KernelLog().__enter__()
     assert log.readable, "these tests need /dev/kmsg"
     return log
 
@@ -68,7 +70,7 @@ def test_an_overlay_takes_the_upper_then_the_topmost_layer(place: Place, image: 
 
 def test_an_overlay_without_an_upper_is_read_only(place: Place, image: Image) -> None:
     layer = place.attach("layer", image(place.path("image"), hello="hi"))
-    mounter.mount(view(layer, place.attach("empty", place.empty)), place.merged)
+    mounter.mount(view(place, layer, place.attach("empty", place.empty)), place.merged)
     assert read(place.merged, "hello") == "hi"
     assert "ro" in flags(place.merged)
 
@@ -226,7 +228,7 @@ def test_older_kernels_get_the_same_overlay(tmp_path: Path, empty: str, older: s
     assert mount is not None
     assert mount.source == "overlayctl:test"
     mounter.unmount(place.merged)
-    mounter.mount(view(*lowers[:2]), place.merged)
+    mounter.mount(view(place, *lowers[:2]), place.merged)
     assert "ro" in flags(place.merged)
 
 
@@ -268,7 +270,7 @@ def refused(error: type[Exception], what: Erofs | Overlay, target: str) -> str:
 
 
 def test_501_layers_before_the_kernel_is_asked(place: Place) -> None:
-    assert "at most 500" in refused(HostCannot, view(*["/nowhere"] * 501), place.merged)
+    assert "at most 500" in refused(HostCannot, view(place, *["/nowhere"] * 501), place.merged)
 
 
 def test_a_directory_that_is_no_attached_layer(place: Place, image: Image) -> None:
@@ -403,7 +405,7 @@ def test_anothers_upper_in_use_is_not_ours(
 
     monkeypatch.setattr(libc, "fsconfig_create", disturbed)
     if not readable:
-        monkeypatch.setattr(mounter.KernelLog, "__enter__", lambda self: self)
+        monkeypatch.setattr(KernelLog, "__enter__", lambda self: self)
     mounter.mount(overlay(place, lower), place.merged)
     assert not armed
     write("x", place.merged, "file")
@@ -415,7 +417,7 @@ def test_without_a_kernel_log_an_upper_in_use_is_found_by_asking(
     lower = place.attach("empty", place.empty)
     mounter.mount(overlay(place, lower), place.merged)
     os.mkdir(place.path("work2"))
-    monkeypatch.setattr(mounter.KernelLog, "__enter__", lambda self: self)
+    monkeypatch.setattr(KernelLog, "__enter__", lambda self: self)
     refused(InUse, overlay(place, lower, work="work2"), place.merged)
 
 

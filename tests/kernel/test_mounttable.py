@@ -27,7 +27,7 @@ def test_every_escape_is_undone_as_libmount_does(place: Place, character: str) -
 def test_sources_and_options_of_any_bytes(place: Place) -> None:
     lower = place.attach(ODD, place.empty)
     os.mkdir(place.path("up" + ODD))
-    what = Overlay("src " + ODD, (lower,), place.path("up" + ODD), place.path("work"))
+    what = Overlay("src " + ODD, (place.lower(lower),), place.path("up" + ODD), place.path("work"))
     mounter.mount(what, place.merged)
     mount = mounttable.at(place.merged)
     assert mount is not None

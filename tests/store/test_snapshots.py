@@ -11,6 +11,7 @@ import pytest
 
 from overlayctl.errors import BadInput, Damaged
 from overlayctl.kernel import libc, mounter, mounttable
+from overlayctl.kernel.probe import Setting
 from overlayctl.layer import attach
 from overlayctl.layout import Layout
 from overlayctl.mount import Erofs
@@ -59,7 +60,8 @@ def test_lowers_are_topmost_first_once_and_end_at_an_opaque_root(layout: Layout)
     assert snapshots.lowers(layout, [below, above, below]) == [below, above]
     assert snapshots.lowers(layout, [below, opaque, above]) == [above, opaque]
     view = snapshots.view(layout, "overlayctl:x:image:y", [below])
-    assert view.lowerdirs == (layout.diff(below), layout.diff(attach.EMPTY))
+    paths = tuple(lower.path for lower in view.lowers)
+    assert paths == (layout.diff(below), layout.diff(attach.EMPTY))
     assert (view.upperdir, view.workdir) == ("", "")
     with pytest.raises(BadInput):
         snapshots.view(layout, "overlayctl:x:image:y", [])
@@ -110,13 +112,12 @@ def test_a_snapshot_mounted_and_written(layout: Layout, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["auto", "buffered", "loop"])
-def test_attached_once_and_gone_after(layout: Layout, mode: str) -> None:
+def test_attached_once_and_gone_after(layout: Layout, mode: Setting) -> None:
     names = stores.add_layers(layout, BELOW, ABOVE).names
-    store_id = stores.store_id(layout)
     assert not os.path.exists(layout.diff(names[0]))
     with stores.attached(layout, ()):
         for _ in range(2):
-            attach.attach(layout, store_id, names, mode)
+            attach.attach(layout, "test", names, mode)
         assert attach.attached(layout) == sorted(names)
         places = [mount.mount_point for mount in mounttable.read()]
         for name in names:
@@ -133,26 +134,25 @@ def test_attached_once_and_gone_after(layout: Layout, mode: str) -> None:
 @pytest.mark.parametrize("mode", ["buffered", "loop"])
 @pytest.mark.parametrize("uuid", [True, False])
 def test_a_diff_path_that_shows_something_else_is_refused(
-    layout: Layout, mode: str, *, uuid: bool, monkeypatch: pytest.MonkeyPatch
+    layout: Layout, mode: Setting, *, uuid: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = stores.add_layers(layout, BELOW, ABOVE).names
-    store_id = stores.store_id(layout)
     if not uuid:
         # What a kernel before 6.9 answers; the mounts stay real.
         monkeypatch.setattr(libc, "fs_uuid", lambda _: None)
     with stores.attached(layout, ()):
-        attach.attach(layout, store_id, names, mode)
+        attach.attach(layout, "test", names, mode)
         assert attach.is_attached(layout, names[0])
         attach.detach(layout, names[0])
         os.mkdir(layout.diff(names[0]))
         assert not attach.is_attached(layout, names[0])
-        attach.attach(layout, store_id, names[:1], mode)
+        attach.attach(layout, "test", names[:1], mode)
         attach.detach(layout, names[0])
         other = shutil.copy(layout.layer_file(names[1]), layout.path("ingest", "other"))
         os.mkdir(layout.diff(names[0]))
         mounter.mount(Erofs(other, loop=mode == "loop"), layout.diff(names[0]))
         with pytest.raises(Damaged):
-            attach.attach(layout, store_id, names, mode)
+            attach.attach(layout, "test", names, mode)
 
 
 def test_a_removed_layer_is_detached(layout: Layout) -> None:

@@ -1,0 +1,196 @@
+"""A layer as a directory, for kernels that mount no EROFS: made from the index alone.
+
+The index is already normalised: no ``..``, no parent that is a symlink, nothing twice. All
+the same every parent is opened below the tree's own fd, through no symlink, and every
+entry is made by its name in that parent (openat2(2), the ``*at`` calls).
+
+What comes out is what a mount of the layer's file shows. A filesystem that cannot hold it
+is told apart by looking at what it made of each entry: some say nothing and store less.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Self
+
+from overlayctl.errors import HostCannot
+from overlayctl.kernel import libc
+from overlayctl.layer.fields import shown
+from overlayctl.layer.index import device_number
+
+if TYPE_CHECKING:
+    from overlayctl.layer.index import Index, Node
+
+_PIECE = 1 << 20
+_ROOM = 1 << 20
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+_INSIDE = libc.RESOLVE_IN_ROOT | libc.RESOLVE_NO_SYMLINKS
+_ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
+# What filesystems answer to something that they have no room or no form for.
+_CANNOT = (
+    errno.ENOTSUP, errno.EPERM, errno.EINVAL, errno.ERANGE, errno.E2BIG, errno.ENAMETOOLONG,
+    errno.EMLINK, errno.EOVERFLOW, errno.EFBIG,
+)  # fmt: skip
+
+
+def unpack(index: Index, root: int) -> None:
+    """Make the layer's tree in ``root``, the fd of an empty directory, and sync it.
+
+    Raises HostCannot naming the entry and what the filesystem cannot hold of it, Damaged for
+    an index that contradicts itself.
+    """
+    first: dict[int, bytes] = {}
+    directories: list[tuple[bytes, Node]] = []
+    with _Parents(root) as parents:
+        for path, node in index.walk():
+            if stat.S_ISDIR(node.mode):
+                directories.append((path, node))
+            if not path:
+                continue
+            parent, name = parents.of(path)
+            with _named(path, root):
+                linked = first.get(node.nid)
+                if linked is not None:
+                    _link(root, linked, parent, name)
+                    continue
+                _make(index, node, parent, name)
+                if not stat.S_ISDIR(node.mode):
+                    _dress(index, node, parent, name)
+                    if node.nlink > 1:
+                        first[node.nid] = path
+        # A directory gets its attributes when it is full: a new name changes its time, and a
+        # default ACL or a setgid bit would be inherited.
+        for path, node in reversed(directories):
+            with _named(path, root):
+                if path:
+                    _dress(index, node, *parents.of(path))
+                else:
+                    _dress(index, node, root, b".")
+    libc.syncfs(root)
+
+
+class _Parents:
+    """The directory of one path after another, opened once for all names in it."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._path: bytes | None = None
+        self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+
+    def of(self, path: bytes) -> tuple[int, bytes]:
+        """The fd of the directory that holds ``path``, until the next call; the last name."""
+        above, _, name = path.rpartition(b"/")
+        if above != self._path:
+            self.__exit__()
+            self._fd = -1
+            self._fd = libc.openat2(self._root, above or b".", _DIRECTORY, resolve=_INSIDE)
+            self._path = above
+        return self._fd, name
+
+
+def _make(index: Index, node: Node, parent: int, name: bytes) -> None:
+    if stat.S_ISDIR(node.mode):
+        os.mkdir(name, 0o700, dir_fd=parent)
+    elif stat.S_ISLNK(node.mode):
+        os.symlink(index.target(node), name, dir_fd=parent)
+    elif stat.S_ISREG(node.mode):
+        _file(index, node, parent, name)
+    else:
+        device = os.makedev(*device_number(node))
+        os.mknod(name, stat.S_IFMT(node.mode) | 0o600, device, dir_fd=parent)
+
+
+def _file(index: Index, node: Node, parent: int, name: bytes) -> None:
+    """The content, its holes left out."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(name, flags, 0o600, dir_fd=parent)
+    try:
+        for offset, length in index.extents(node):
+            for at in range(offset, offset + length, _PIECE):
+                view = memoryview(index.read(node, at, min(_PIECE, offset + length - at)))
+                while view:
+                    written = os.pwrite(fd, view, at)
+                    at += written  # noqa: PLW2901 - the next piece begins where it would
+                    view = view[written:]
+        os.ftruncate(fd, node.size)
+    finally:
+        os.close(fd)
+
+
+def _link(root: int, linked: bytes, parent: int, name: bytes) -> None:
+    with _Parents(root) as other:
+        source, old = other.of(linked)
+        os.link(old, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
+
+
+def _dress(index: Index, node: Node, parent: int, name: bytes) -> None:
+    """Owner, mode, xattrs, time, in the order in which none undoes another; then a look."""
+    os.chown(name, node.uid, node.gid, dir_fd=parent, follow_symlinks=False)
+    if not stat.S_ISLNK(node.mode):
+        os.chmod(name, stat.S_IMODE(node.mode), dir_fd=parent)
+    for key, value in index.xattrs(node).items():
+        _set_xattr(node, parent, name, key, value)
+    time = node.mtime * 1_000_000_000 + node.mtime_ns
+    os.utime(name, ns=(time, time), dir_fd=parent, follow_symlinks=False)
+    made = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    for what, wanted, got in (
+        ("time", time, made.st_mtime_ns),
+        ("mode", node.mode, made.st_mode),
+        ("owner", (node.uid, node.gid), (made.st_uid, made.st_gid)),
+    ):
+        if wanted != got:
+            raise OSError(errno.EOVERFLOW, f"its {what} would become another")
+
+
+def _set_xattr(node: Node, parent: int, name: bytes, key: bytes, value: bytes) -> None:
+    user_of_special = key.startswith(b"user.") and not (
+        stat.S_ISREG(node.mode) or stat.S_ISDIR(node.mode)
+    )
+    if user_of_special:
+        # No filesystem gives these out (xattr(7)), whatever it holds: nothing is lost.
+        return
+    # There is no setxattrat(2) before 6.13; the magic link stands for the directory.
+    path = b"/proc/self/fd/%d/%s" % (parent, name)
+    os.setxattr(path, key, value, follow_symlinks=False)
+    if key in _ACLS and _xattr(path, key) != value:
+        raise OSError(errno.EINVAL, "its ACL would become another")
+
+
+def _xattr(path: bytes, key: bytes) -> bytes | None:
+    try:
+        return os.getxattr(path, key, follow_symlinks=False)
+    except OSError as error:
+        if error.errno == errno.ENODATA:
+            return None
+        raise
+
+
+@contextmanager
+def _named(path: bytes, root: int) -> Iterator[None]:
+    """Turn what this filesystem refuses into HostCannot with the entry's name."""
+    try:
+        yield
+    except OSError as error:
+        free = os.fstatvfs(root)
+        # ext4 says ENOSPC also for xattrs that its inode and one block cannot take.
+        full = error.errno == errno.ENOSPC and free.f_bavail * free.f_frsize < _ROOM
+        if full or error.errno not in (*_CANNOT, errno.ENOSPC):
+            raise
+        raise HostCannot(
+            f"the store's filesystem cannot hold {shown(path)} of an unpacked layer: "
+            f"{error.strerror}",
+            hint="this kernel mounts no layer file, so it is unpacked: try another filesystem "
+            "(--root), or a kernel with EROFS",
+            path=os.fsdecode(path),
+        ) from error
