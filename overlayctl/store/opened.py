@@ -53,6 +53,7 @@ class Store:
     @contextmanager
     def unmaking(self) -> Iterator[None]:
         """As ``deciding``, for what only removes: nothing new is made, so a full disk is no bar."""
+        records.refuse_writing(self.marker)
         with self.locked():
             gc.finish(self.layout)
             yield
@@ -62,7 +63,9 @@ class Store:
         """Hold the lock, what a killed command left being finished; the value is a staging place.
 
         What a command decides on it reads again in here, and commits in the same hold.
+        Raises Locked, HostCannot for a store that may only be read.
         """
+        records.refuse_writing(self.marker)
         with self.locked(), staging.staging(self.layout) as place:
             gc.finish(self.layout)
             yield place
@@ -70,6 +73,7 @@ class Store:
     @contextmanager
     def holding(self, key: str) -> Iterator[None]:
         """Hold a container's lock. Raises NotFound if it went meanwhile, Locked."""
+        records.refuse_writing(self.marker)
         with ExitStack() as held:
             try:
                 lock = locks.hold(self.layout.snapshot(key), exclusive=True, timeout=self.timeout)

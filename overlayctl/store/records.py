@@ -100,8 +100,9 @@ def names(path: str) -> list[str]:
 def open_store(root: str, *, create: bool) -> tuple[Layout, Record]:
     """The store at ``root`` and its marker; made if it is not there and ``create`` is set.
 
-    Raises NotFound, Damaged, HostCannot for a store of a later format, Conflict for making
-    one in a directory that holds something else.
+    Raises NotFound, Damaged, HostCannot for a store of a later format (with ``create`` also
+    for one that may only be read), Conflict for making one in a directory that holds
+    something else.
     """
     layout = Layout(root)
     if create and not os.path.exists(layout.marker):
@@ -122,7 +123,23 @@ def open_store(root: str, *, create: bool) -> tuple[Layout, Record]:
             f" ({', '.join(sorted(unknown)) or 'format ' + str(version)})",
             hint="update overlayctl",
         )
+    if create:
+        refuse_writing(marker)
     return layout, marker
+
+
+def refuse_writing(marker: Record) -> None:
+    """Raises HostCannot if the store has a feature that this program would break by writing."""
+    features = marker.get("read_only_compatible")
+    unknown = set(map(str, features if isinstance(features, list) else ())) - {
+        *READ_ONLY_COMPATIBLE
+    }
+    if unknown:
+        raise HostCannot(
+            f"the store can be read, not written: a later overlayctl made it"
+            f" ({', '.join(sorted(unknown))})",
+            hint="update overlayctl",
+        )
 
 
 def _make(layout: Layout) -> None:

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from overlayctl import layout as places
+from overlayctl.engine import Engine
 from overlayctl.errors import Conflict, Damaged, HostCannot, NotFound
 from overlayctl.layout import Layout
 from overlayctl.store import records
+from tests.layer.tars import directory, tar
 from tests.store import stores
 
 ODD = os.fsdecode(b"a b:c,d\\e\nf\xff")
@@ -94,6 +97,32 @@ def test_a_store_of_a_later_format_is_refused(tmp_path: Path, change: dict[str, 
     Path(layout.marker).write_text(json.dumps(marker | change))
     with pytest.raises(HostCannot):
         records.open_store(layout.root, create=False)
+
+
+def test_a_store_with_a_feature_that_forbids_writing_is_read_and_not_written(
+    tmp_path: Path,
+) -> None:
+    layout = stores.new(tmp_path / "store")
+    image = stores.add_image(layout, tar(directory("etc")), tag="docker.io/library/demo:1")
+    container = stores.add_container(layout, image)
+    marker = json.loads(Path(layout.marker).read_text())
+    later = {"compatible": ["scent"], "read_only_compatible": ["gills"]}
+    Path(layout.marker).write_text(json.dumps(marker | later))
+    engine = Engine.open(layout.root)
+    assert [row["Id"] for row in engine.images()] == [image.id]
+    assert [row["Id"] for row in engine.containers(everything=True)] == [container.id]
+    before = [sorted(os.listdir(layout.path(name))) for name in places.DIRECTORIES]
+    for writing in (
+        lambda: Engine.open(layout.root, create=True),
+        lambda: engine.tag("demo:1", "demo:2"),
+        lambda: engine.create("demo:1", name=None, command=(), labels={}, mount=False),
+        lambda: engine.mount_container("web", volatile=False, xino=False),
+        lambda: engine.remove_image("demo:1", force=True, dry_run=False),
+        lambda: engine.remove_container("web", force=False, dry_run=False),
+    ):
+        with pytest.raises(HostCannot, match="gills"):
+            writing()
+    assert [sorted(os.listdir(layout.path(name))) for name in places.DIRECTORIES] == before
 
 
 def _make_one(root: str, start: object, ids: object) -> None:
