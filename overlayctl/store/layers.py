@@ -113,11 +113,11 @@ def remove(layout: Layout, name: str) -> int:
     attach.detach(layout, name)
     directory = layout.layer(name)
     size = _disk(directory)
-    # The oldest file first, or the removal of a newer one would bring an older one back.
-    for file in sorted(_files(directory), key=len):
+    # The file of today goes last: without it an older one, which was damaged, would count.
+    for _, file in sorted((generation(f, "layer", ".erofs"), f) for f in _files(directory)):
         # A file's space is freed when its last fd closes, after the caller's lock is gone.
         records.remove(os.path.join(directory, file))
-    fault("layer:after-unlink")
+        fault("layer:after-unlink")
     clear(layout, name)
     if os.path.isdir(directory):
         for left in os.listdir(directory):

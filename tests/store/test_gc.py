@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +115,20 @@ def test_killed_while_an_image_or_a_layer_is_removed(layout: Layout) -> None:
     killed_at("layer:after-unlink", lambda: layers.remove(layout, image.layers[0]))
     assert finished(layout) == []
     assert records.names(layout.path("images")) == records.names(layout.path("layers")) == []
+
+
+def test_a_layer_that_was_made_again_is_removed_from_its_oldest_file_on(layout: Layout) -> None:
+    name = stores.add_image(layout, TAR).layers[0]
+    good = layout.layer_file(name, after=1)
+    shutil.copy(layout.layer_file(name), good)
+    os.chmod(layout.layer_file(name, after=-1), 0o600)
+    os.truncate(layout.layer_file(name, after=-1), 100)
+    killed_at("layer:after-unlink", lambda: layers.remove(layout, name))
+    assert os.listdir(layout.layer(name)) == ["layer-2.erofs"]
+    assert check.check(layout) == []
+    size = os.stat(good).st_blocks * 512
+    assert layers.remove(layout, name) == size
+    assert records.names(layout.path("layers")) == []
 
 
 def test_an_upper_with_content_stays_though_nobody_owns_it(layout: Layout) -> None:
