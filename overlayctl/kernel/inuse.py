@@ -41,9 +41,12 @@ def upper_in_use(path: str) -> bool:
 
 
 def refuse_used(uppers: Sequence[str]) -> None:
-    """Raise InUse, naming the overlays, if a live one has one of these directories."""
+    """Raise InUse, naming the overlays, if a live one has one of these directories.
+
+    One that is gone is nobody's.
+    """
     for path in uppers:
-        if upper_in_use(path):
+        if os.path.isdir(path) and upper_in_use(path):
             raise InUse(path, _overlays_on(os.path.realpath(path)))
 
 

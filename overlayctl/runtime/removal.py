@@ -143,11 +143,7 @@ def reset(store: Store, *, dry_run: bool) -> dict[str, Any]:
         for view in views[::-1]:
             mounts.unmount(store, view, lazy=False)
         inuse.refuse_used(
-            [
-                upper
-                for key in snapshots.stored(store.layout)
-                if os.path.isdir(upper := store.layout.snapshot(key, "upper"))
-            ]
+            [store.layout.snapshot(key, "upper") for key in snapshots.stored(store.layout)]
         )
         for name in attach.attached(store.layout):
             attach.detach(store.layout, name)
