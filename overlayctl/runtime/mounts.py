@@ -70,7 +70,8 @@ def mount_image(
     ``nosuid,nodev`` there unless asked otherwise.
     """
     layout = store.layout
-    store.attach([*snapshots.lowers(layout, layers), attach.EMPTY])
+    used = snapshots.lowers(layout, layers)
+    store.attach(used if len(used) > 1 else [*used, attach.EMPTY])
     overlay = snapshots.view(layout, _source(store, "image", image), layers)
     overlay = overlay._replace(rung=store.rung)
     if directory is not None:
