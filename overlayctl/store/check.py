@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -125,8 +126,16 @@ def _image(layout: Layout, image: images.Image, users: tuple[str, ...]) -> list[
         elif _config_layers(layout, image) != image.diff_ids:
             found.append(Finding("image-damaged", path, "it names other layers", users))
     path = layout.image(image.hex, "manifest.json")
-    if not os.path.isfile(path):
-        found.append(Finding("manifest-missing", path, "the manifest is gone", users))
+    try:
+        with open(path, "rb") as file:
+            whole = isinstance(json.loads(file.read()), dict)
+    except (ValueError, RecursionError):
+        whole = False
+    except OSError as error:
+        found.append(Finding("manifest-missing", path, error.strerror or str(error), users))
+        return found
+    if not whole:
+        found.append(Finding("manifest-damaged", path, "it is no manifest", users))
     return found
 
 
@@ -167,7 +176,8 @@ def _containers(layout: Layout) -> list[Finding]:
             message = "its snapshot is gone: the next command that writes removes it"
             found.append(Finding("container-unfinished", path, message))
         elif containers.named(layout, container.name) != container_id:
-            message = f"the name {container.name} does not lead to it"
+            path = layout.container_name(container.name)
+            message = f"it does not lead to container {container_id[:12]}, whose name it is"
             found.append(Finding("container-nameless", path, message))
     return found
 
@@ -188,7 +198,8 @@ def _snapshots(layout: Layout) -> list[Finding]:
         if not os.path.isdir(layout.snapshot(key, "upper")):
             found.append(Finding("snapshot-damaged", path, "its upper directory is gone"))
         if not os.path.exists(layout.container(key)):
-            found.append(Finding("snapshot-orphan", path, "no container names this snapshot"))
+            message = f"its container's record {layout.container(key)} is gone"
+            found.append(Finding("snapshot-orphan", path, message))
     return found
 
 
