@@ -316,7 +316,8 @@ class Engine:
         from overlayctl.inspect import describe
 
         found = containers.resolve(self.layout, name)
-        unseen = self.store.try_attach(snapshots.get(self.layout, found.id).layers)
+        snapshot = snapshots.find(self.layout, found.id)
+        unseen = self.store.try_attach(snapshot.layers if snapshot else ())
         return describe.container(self.layout, found, self._views(), unseen)
 
     def inspect(self, name: str) -> dict[str, Any]:

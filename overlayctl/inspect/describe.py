@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from overlayctl import names
 from overlayctl.digest import chain_ids
-from overlayctl.errors import OverlayctlError
+from overlayctl.errors import Damaged, OverlayctlError
 from overlayctl.layer import attach
 from overlayctl.layer.index import device_number
 from overlayctl.oci import created_by
@@ -166,15 +166,15 @@ def container(
     unseen: str | None,
 ) -> dict[str, Any]:
     """The ``container inspect`` of docker, as far as storage is concerned."""
-    snapshot = snapshots.get(layout, found.id)
+    snapshot = snapshots.find(layout, found.id)
     view = mounted.get(found.id)
     attached = set(attach.attached(layout))
-    lowers = snapshots.lowers(layout, snapshot.layers)
+    lowers = snapshots.lowers(layout, snapshot.layers) if snapshot else []
     return {
         "Id": found.id,
         "Name": "/" + found.name,
         "Created": found.created,
-        "Image": f"sha256:{found.image}",
+        "Image": f"sha256:{found.image}" if found.image else None,
         "Config": {
             "Image": found.reference,
             "Cmd": list(found.command) or None,
@@ -186,7 +186,7 @@ def container(
             "Name": "overlayctl",
             "Data": {
                 "LowerDir": ":".join(layout.diff(name) for name in lowers)
-                if attached.issuperset(lowers)
+                if snapshot and attached.issuperset(lowers)
                 else None,
                 "UpperDir": layout.snapshot(found.id, "upper"),
                 "WorkDir": view.work if view else None,
@@ -206,10 +206,10 @@ def container_rows(
             "Id": found.id,
             "Names": found.name,
             "Image": names.familiar(found.reference) or names.short(found.image),
-            "ImageID": f"sha256:{found.image}",
+            "ImageID": f"sha256:{found.image}" if found.image else None,
             "Command": " ".join(found.command),
             "Created": found.created,
-            "Status": "mounted" if found.id in mounted else "not mounted",
+            "Status": _status(layout, found, mounted=found.id in mounted),
             "Mounted": found.id in mounted,
             "MergedDir": mounted[found.id].target if found.id in mounted else None,
             "Labels": found.labels,
@@ -218,6 +218,13 @@ def container_rows(
         if everything or found.id in mounted
     ]
     return sorted(rows, key=lambda row: (str(row["Created"]), str(row["Id"])), reverse=True)
+
+
+def _status(layout: Layout, found: containers.Container, *, mounted: bool) -> str:
+    words = ["mounted"] if mounted else []
+    if not found.image or snapshots.find(layout, found.id) is None:
+        words.append("no record")
+    return ", ".join(words) or "not mounted"
 
 
 def mount_rows(layout: Layout, views: Iterable[Merged]) -> list[dict[str, Any]]:
@@ -250,18 +257,21 @@ def _lower_paths(layout: Layout, view: Merged) -> list[str]:
 
 
 def layer_rows(layout: Layout) -> list[dict[str, Any]]:
-    """One row for each stored layer."""
+    """One row for each stored layer; the size is null where the file is damaged."""
     users = gc.layer_users(layout)
     attached = set(attach.attached(layout))
     rows = []
     for name in layers.listed(layout):
-        found = layers.stat(layout, name)
+        try:
+            size = layers.stat(layout, name).header.size
+        except Damaged:
+            size = None
         rows.append(
             {
                 "Name": name,
-                "DiffID": found.header.diff_id,
-                "Size": found.header.size,
-                "DiskUsage": found.disk,
+                "DiffID": f"sha256:{name[:64]}",
+                "Size": size,
+                "DiskUsage": _disk(layout, name),
                 "Images": sum(user.startswith("image ") for user in users.get(name, [])),
                 "Attached": name in attached,
                 "DiffPath": layout.diff(name) if name in attached else None,

@@ -1,4 +1,8 @@
-"""Containers: an image, a configuration, and one snapshot; a name is a symlink to the id."""
+"""Containers: an image, a configuration, and one snapshot; a name is a symlink to the id.
+
+One whose record is lost is still there for as long as something is written in its upper: it
+answers to its id, so that a person can look at it, mount it and remove it.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from overlayctl import names
 from overlayctl.errors import Conflict, Damaged, NotFound, OverlayctlError
-from overlayctl.store import records
+from overlayctl.store import records, snapshots
 from overlayctl.store.records import Record, fault
 
 if TYPE_CHECKING:
@@ -16,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Container(NamedTuple):
-    """A container's record."""
+    """A container's record. Where that is lost ``image`` is empty: nothing but the id is known."""
 
     id: str
     name: str
@@ -82,11 +86,14 @@ def get(layout: Layout, container_id: str) -> Container:
 
 
 def listed(layout: Layout) -> list[str]:
-    """The ids of all containers: a record, and a snapshot that is kept."""
+    """The ids of all containers: a snapshot that is kept, and a record or something written.
+
+    One without a record and with nothing in it is still being made, or was when it was killed.
+    """
     return [
-        container_id
-        for container_id in recorded(layout)
-        if os.path.exists(layout.snapshot(container_id, "keep"))
+        key
+        for key in snapshots.listed(layout)
+        if os.path.exists(layout.container(key)) or snapshots.is_written(layout, key)
     ]
 
 
@@ -100,14 +107,22 @@ def recorded(layout: Layout) -> list[str]:
 
 
 def readable(layout: Layout) -> list[Container]:
-    """All containers whose record can be read."""
+    """All containers, those whose record is lost too; but none of a later version."""
     found = []
     for container_id in listed(layout):
         try:
-            found.append(get(layout, container_id))
+            found.append(find(layout, container_id))
         except OverlayctlError:
             continue
     return found
+
+
+def find(layout: Layout, container_id: str) -> Container:
+    """The container with that full id, even if its record is missing or damaged."""
+    try:
+        return get(layout, container_id)
+    except (NotFound, Damaged):
+        return Container(container_id, container_id[:12], "", "", (), {}, "")
 
 
 def resolve(layout: Layout, text: str) -> Container:
@@ -116,9 +131,9 @@ def resolve(layout: Layout, text: str) -> Container:
     safe = "/" not in text and "\0" not in text and text not in {"", ".", ".."}
     holder = named(layout, text) if safe else None
     if holder in ids:
-        return get(layout, holder)
+        return find(layout, holder)
     try:
-        return get(layout, names.match(text, ids))
+        return find(layout, names.match(text, ids))
     except NotFound:
         known = [container.name for container in readable(layout)]
         raise NotFound(
@@ -130,5 +145,8 @@ def resolve(layout: Layout, text: str) -> Container:
 def remove(layout: Layout, container: Container) -> None:
     """Take away the record and the name of a container whose snapshot is gone."""
     records.remove(layout.container(container.id))
-    if named(layout, container.name) == container.id:
-        os.unlink(layout.container_name(container.name))
+    # A record that is lost does not tell the name.
+    every = records.names(layout.path("containers", "names"))
+    for name in [container.name] if container.image else every:
+        if named(layout, name) == container.id:
+            os.unlink(layout.container_name(name))

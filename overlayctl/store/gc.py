@@ -88,7 +88,7 @@ def finish(layout: Layout) -> None:
 def _finish_snapshot(layout: Layout, key: str) -> None:
     kept = os.path.exists(layout.snapshot(key, "keep"))
     owned = os.path.exists(layout.container(key))
-    if kept and (owned or not _is_empty(layout.snapshot(key, "upper"))):
+    if kept and (owned or snapshots.is_written(layout, key)):
         return
     merged = layout.merged(key)
     if os.path.lexists(merged):
@@ -98,7 +98,3 @@ def _finish_snapshot(layout: Layout, key: str) -> None:
     records.remove(layout.snapshot(key, "keep"))
     shutil.rmtree(layout.snapshot(key), ignore_errors=True)
     records.remove(layout.container(key))
-
-
-def _is_empty(upper: str) -> bool:
-    return not os.path.isdir(upper) or not os.listdir(upper)

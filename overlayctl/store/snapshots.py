@@ -106,6 +106,19 @@ def get(layout: Layout, key: str) -> Snapshot:
         raise Damaged(f"the record of snapshot {key} is damaged: {error}") from error
 
 
+def find(layout: Layout, key: str) -> Snapshot | None:
+    """The snapshot's record; None where it is missing or damaged."""
+    try:
+        return get(layout, key)
+    except (NotFound, Damaged):
+        return None
+
+
+def is_written(layout: Layout, key: str) -> bool:
+    """Whether the upper holds anything."""
+    return bool(records.names(layout.snapshot(key, "upper")))
+
+
 def listed(layout: Layout) -> list[str]:
     """The keys of all snapshots that are kept."""
     return [key for key in stored(layout) if os.path.exists(layout.snapshot(key, "keep"))]
