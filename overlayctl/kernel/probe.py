@@ -25,12 +25,10 @@ def attach_way(images: Iterable[str], setting: Setting) -> Way:
     """The way to attach layers: the one that was chosen, or the first that works.
 
     With any of ``images``, EROFS files on the store's filesystem: one alone may be damaged.
-    Raises HostCannot if none works.
+    Raises HostCannot if none works, or if the chosen one does not.
     """
-    if setting != "auto":
-        return setting
     failed = []
-    for way in _LADDER:
+    for way in _LADDER if setting == "auto" else (setting,):
         for image in images:
             answer = _attach_answer(image, way)
             if answer == WORKS:
@@ -38,7 +36,9 @@ def attach_way(images: Iterable[str], setting: Setting) -> Way:
             failed.append(f"{way}: {answer}")
     raise HostCannot(
         "layers cannot be attached here: " + "; ".join(failed),
-        hint="mounting needs CAP_SYS_ADMIN and a seccomp profile that allows it",
+        hint="mounting needs CAP_SYS_ADMIN and a seccomp profile that allows it"
+        if setting == "auto"
+        else "OVERLAYCTL_ATTACH=auto takes the first way that works here",
     )
 
 
@@ -52,6 +52,8 @@ def _attach_answer(image: str, way: Way) -> str:
     if way == "unpacked":
         mount = Bind(os.path.dirname(image))
     try:
+        if way == "directio" and (answer := _direct_reads(image)) != WORKS:
+            return answer
         with mounter.detached(mount) as fd:
             root = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
             try:
@@ -65,7 +67,7 @@ def _attach_answer(image: str, way: Way) -> str:
         if error.errno not in (errno.EIO, errno.EUCLEAN):
             raise
         return f"reading it: {os.strerror(error.errno)}"
-    return _direct_reads(image) if way == "directio" else WORKS
+    return WORKS
 
 
 def _direct_reads(image: str) -> str:
@@ -77,7 +79,7 @@ def _direct_reads(image: str) -> str:
     except OSError as error:
         if error.errno == errno.EINVAL:
             return "the filesystem under the store has no direct I/O"
-        raise
+        return error.strerror or str(error)
     try:
         with mmap.mmap(-1, mmap.PAGESIZE) as page, memoryview(page) as view:
             os.preadv(fd, [view[:_BLOCK]], _BLOCK)

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from overlayctl.errors import BadInput, Damaged, HostCannot, NotFound
+from overlayctl.kernel import libc
 from overlayctl.layer import attach
 from overlayctl.mount import Overlay
 from overlayctl.store import layers as stored_layers
@@ -49,6 +50,7 @@ def prepare(layout: Layout, staging: str, key: str, owner: str, layers: Sequence
 
     The upper's root gets the attributes of the merged root, because it will be that root.
     """
+    _refuse_overlay(layout)
     staged = os.path.join(staging, key)
     os.mkdir(staged, 0o700)
     upper = os.path.join(staged, "upper")
@@ -67,6 +69,21 @@ def prepare(layout: Layout, staging: str, key: str, owner: str, layers: Sequence
     os.rename(staged, layout.snapshot(key))
     records.sync_directory(layout.path("snapshots"))
     fault("snapshot:after-rename")
+
+
+def _refuse_overlay(layout: Layout) -> None:
+    """The kernel takes no upper directory on an overlay: nothing could ever be written there."""
+    fd = os.open(layout.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if libc.fstatfs(fd).magic != libc.OVERLAYFS_MAGIC:
+            return
+    finally:
+        os.close(fd)
+    raise HostCannot(
+        f"the store {layout.root} lies on an overlay, and the kernel takes no writable layer there",
+        hint="inside a container: put the store on a volume (-v /var/lib/overlayctl), on a tmpfs, "
+        "or on a filesystem in a file (mkfs.ext4, mount -o loop), and name it with --root",
+    )
 
 
 def _dress(layout: Layout, upper: str, top: str) -> None:
