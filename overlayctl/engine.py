@@ -389,6 +389,9 @@ class Engine:
     def info(self) -> dict[str, Any]:
         """What this store is and what this host can."""
         free = os.statvfs(self.layout.root)
+        # Under the lock: what is tried copies this namespace, and with it whatever is mounted.
+        with self.store.locked():
+            possible = host(self.layout.root)
         return {
             "Root": self.layout.root,
             "StoreId": self.store.id,
@@ -398,7 +401,7 @@ class Engine:
             "Containers": len(containers.listed(self.layout)),
             "FreeBytes": free.f_bavail * free.f_frsize,
             "FreeInodes": free.f_favail,
-            **host(self.layout.root),
+            **possible,
         }
 
     def reset(self, *, dry_run: bool) -> dict[str, Any]:

@@ -221,8 +221,7 @@ def _by_mount(what: Overlay, owned: ExitStack, log: KernelLog) -> int:
     def build() -> int:
         with ExitStack() as inside:
             with _explained("unshare", what.source, None):
-                libc.unshare(libc.CLONE_FS | libc.CLONE_NEWNS)
-                libc.make_private("/")
+                inside.enter_context(aside())
             # Opened here: the kernel refuses layers of another namespace's mounts.
             mounts = lowers.table()
             layers = []
@@ -251,6 +250,25 @@ def _by_mount(what: Overlay, owned: ExitStack, log: KernelLog) -> int:
         with _explained("mount_setattr", what.source, None):
             libc.mount_setattr(fd, add=libc.MOUNT_ATTR_RDONLY)
     return fd
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """A mount namespace in which this thread, of its own, is alone; nobody sees what it mounts.
+
+    It is gone when the block is left, not some time after the thread has ended: until then
+    it would keep all that was mounted here in use.
+    """
+    before = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        libc.unshare(libc.CLONE_FS | libc.CLONE_NEWNS)
+        try:
+            libc.make_private("/")
+            yield
+        finally:
+            libc.setns(before, libc.CLONE_NEWNS)
+    finally:
+        os.close(before)
 
 
 def _options(what: Overlay) -> list[tuple[str, str]]:

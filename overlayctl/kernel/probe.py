@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Literal, get_args
 
 from overlayctl.errors import HostCannot, OverlayctlError
-from overlayctl.kernel import libc, mounter
+from overlayctl.kernel import mounter
 from overlayctl.mount import Bind, Erofs, Lower, Mount, Overlay, Rung, Tmpfs
 
 if TYPE_CHECKING:
@@ -106,22 +106,25 @@ def mount_rungs(directory: str) -> dict[str, str]:
 def _rungs_aside(directory: str) -> dict[str, str]:
     rungs: tuple[Rung, ...] = ("fds", "strings", "mount")
     lowers = tuple(Lower(os.path.join(directory, name), b"", "") for name in "ab")
+    found: dict[str, str] = {}
     try:
-        libc.unshare(libc.CLONE_FS | libc.CLONE_NEWNS)
-        libc.make_private("/")
-        mounter.mount(Tmpfs("overlayctl:probe"), directory)
-        for lower in lowers:
-            os.mkdir(lower.path)
-            mounter.mount(Tmpfs("overlayctl:probe", read_only=True), lower.path)
+        with mounter.aside():
+            mounter.mount(Tmpfs("overlayctl:probe"), directory)
+            for lower in lowers:
+                os.mkdir(lower.path)
+                mounter.mount(Tmpfs("overlayctl:probe", read_only=True), lower.path)
+            for rung in rungs:
+                found[rung] = _rung_answer(Overlay("overlayctl:probe", lowers, rung=rung))
     except OSError as error:
         return dict.fromkeys(rungs, os.strerror(error.errno or errno.EPERM))
     except OverlayctlError as error:
         return dict.fromkeys(rungs, str(error))
-    found: dict[str, str] = {}
-    for rung in rungs:
-        try:
-            with mounter.detached(Overlay("overlayctl:probe", lowers, rung=rung)):
-                found[rung] = WORKS
-        except OverlayctlError as error:
-            found[rung] = str(error)
     return found
+
+
+def _rung_answer(what: Overlay) -> str:
+    try:
+        with mounter.detached(what):
+            return WORKS
+    except OverlayctlError as error:
+        return str(error)
