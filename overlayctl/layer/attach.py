@@ -128,6 +128,15 @@ def _tail(image: str) -> str:
     return f"{os.path.basename(directory)}/{name}"
 
 
+def is_unpacked(lower: Lower) -> bool:
+    """Whether the attached layer is seen as its tree, not its file."""
+    fd = os.open(lower.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return bool(lower.tree) and libc.fstatfs(fd).magic != libc.EROFS_MAGIC
+    finally:
+        os.close(fd)
+
+
 def is_stale(layout: Layout, name: str, mount: mounttable.MountInfo) -> bool:
     """Whether a mount at a layer's diff path shows another file than the layer's of today."""
     if mount.fs_type != "erofs" or name == EMPTY:

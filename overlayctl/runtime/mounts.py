@@ -14,7 +14,7 @@ from overlayctl.errors import Holder, InUse, NotFound, OverlayctlError
 from overlayctl.kernel import libc, mounter, mounttable
 from overlayctl.layer import attach
 from overlayctl.mount import Merged
-from overlayctl.store import snapshots
+from overlayctl.store import images, snapshots
 
 if TYPE_CHECKING:
     from overlayctl.kernel.mounttable import MountInfo
@@ -74,6 +74,8 @@ def mount_image(
     store.attach(used if len(used) > 1 else [*used, attach.EMPTY])
     overlay = snapshots.view(layout, _source(store, "image", image), layers)
     overlay = overlay._replace(rung=store.rung)
+    if any(attach.is_unpacked(lower) for lower in overlay.lowers):
+        images.note_view(layout, image)
     if directory is not None:
         if not os.path.isdir(directory):
             raise NotFound(f"{directory} is no directory", hint=f"mkdir -p {directory}")
@@ -150,10 +152,25 @@ def unmount(store: Store, view: Merged, *, lazy: bool) -> None:
     Its mountpoint stays while another namespace has the view, too.
     """
     mounter.unmount(view.target, lazy=lazy)
-    if view.target == store.layout.merged(view.id):
-        views = mounted(store, everywhere=True)
-        if not any(other.target == view.target for other in views):
-            os.rmdir(view.target)
+    views = mounted(store, everywhere=True)
+    own = view.target == store.layout.merged(view.id)
+    if own and not any(other.target == view.target for other in views):
+        os.rmdir(view.target)
+    if view.kind == "image" and not any(other.id == view.id for other in views):
+        images.forget_view(store.layout, view.id)
+
+
+def unseen(store: Store, image: str) -> list[Holder]:
+    """A view that a note tells of, where not every mount namespace can be looked at."""
+    if not images.is_viewed(store.layout, image) or mounttable.sees_all():
+        return []
+    return [
+        Holder(
+            "a view",
+            "over its unpacked layers, mounted since the host started and not seen from here",
+            "unmount it where it was mounted, with overlayctl umount, or repeat this on the host",
+        )
+    ]
 
 
 def holder(view: Merged, name: str) -> Holder:

@@ -58,7 +58,7 @@ def remove_image(store: Store, name: str, *, force: bool, dry_run: bool) -> Remo
             mounts.holder(view, view.target)
             for view in views
             if view.kind == "image" and view.id == image.hex
-        ]
+        ] or mounts.unseen(store, image.hex)
         if in_the_way:
             raise InUse(
                 f"image {shown[0] if shown else names.short(image.hex)} ({names.short(image.hex)})",

@@ -195,6 +195,9 @@ def _snapshots(layout: Layout) -> list[Finding]:
             snapshots.get(layout, key)
         except OverlayctlError as error:
             found.append(Finding("snapshot-damaged", path, str(error)))
+        if snapshots.lost_writes(layout, key):
+            message = "the host stopped after a volatile mount: what was written may be incomplete"
+            found.append(Finding("snapshot-volatile", path, message))
         if not os.path.isdir(layout.snapshot(key, "upper")):
             found.append(Finding("snapshot-damaged", path, "its upper directory is gone"))
         if not os.path.exists(layout.container(key)):

@@ -192,6 +192,31 @@ def resolve(layout: Layout, text: str) -> tuple[Image, str | None]:
     )
 
 
+def note_view(layout: Layout, image_hex: str) -> None:
+    """Remember that a view lies over unpacked layers: deleting those would empty it.
+
+    A view over layer files needs no note: the kernel holds the files.
+    """
+    note = _view_note(layout, image_hex)
+    if not os.path.exists(note):
+        records.write(note, b"")
+        records.sync_directory(layout.image(image_hex))
+
+
+def is_viewed(layout: Layout, image_hex: str) -> bool:
+    """Whether such a view was mounted since the host started, and not taken down by us."""
+    return os.path.exists(_view_note(layout, image_hex))
+
+
+def forget_view(layout: Layout, image_hex: str) -> None:
+    """No view of the image is left."""
+    records.remove(_view_note(layout, image_hex))
+
+
+def _view_note(layout: Layout, image_hex: str) -> str:
+    return layout.image(image_hex, f"view-{records.boot_id()}")
+
+
 def remove(layout: Layout, image_hex: str) -> None:
     """Unmake an image whose tags are gone: its record first, then the rest."""
     records.remove(layout.image(image_hex, "image.json"))

@@ -34,6 +34,12 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def boot_id() -> str:
+    """What is the same until this kernel ends (proc_sys_kernel(5), random/boot_id)."""
+    with open("/proc/sys/kernel/random/boot_id") as file:
+        return file.read().strip()
+
+
 def encode(record: Record) -> bytes:
     """A record as it is stored: indented, with the record version."""
     return json.dumps({"version": VERSION, **record}, indent=2).encode() + b"\n"

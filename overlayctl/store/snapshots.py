@@ -194,6 +194,7 @@ def mounts(layout: Layout, source: str, key: str, *, volatile: bool, xino: bool)
     number = 1 + max(
         (int(name[5:]) for name in work_directories(layout, key) if name[5:].isdigit()), default=0
     )
+    _note_volatile(layout, key, volatile=volatile)
     work = layout.snapshot(key, f"work.{number}")
     os.mkdir(work, 0o700)
     return Overlay(
@@ -204,6 +205,33 @@ def mounts(layout: Layout, source: str, key: str, *, volatile: bool, xino: bool)
         volatile=volatile,
         xino=xino,
     )
+
+
+def _note_volatile(layout: Layout, key: str, *, volatile: bool) -> None:
+    """Remember, before it is mounted, that the kernel will sync nothing of it.
+
+    The kernel's own mark lies in the work directory and is as volatile as the rest.
+    """
+    note = layout.snapshot(key, "volatile")
+    if volatile and not os.path.exists(note):
+        records.write(note, records.boot_id().encode() + b"\n")
+        records.sync_directory(layout.snapshot(key))
+    elif not volatile and os.path.exists(note) and not lost_writes(layout, key):
+        fd = os.open(layout.snapshot(key), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            libc.syncfs(fd)
+        finally:
+            os.close(fd)
+        records.remove(note)
+
+
+def lost_writes(layout: Layout, key: str) -> bool:
+    """Whether the host stopped after a volatile mount that nothing has synced since."""
+    try:
+        with open(layout.snapshot(key, "volatile")) as file:
+            return file.read().strip() != records.boot_id()
+    except FileNotFoundError:
+        return False
 
 
 def work_directories(layout: Layout, key: str) -> list[str]:

@@ -15,7 +15,7 @@ from overlayctl.kernel.probe import Setting
 from overlayctl.layer import attach
 from overlayctl.layout import Layout
 from overlayctl.mount import Erofs
-from overlayctl.store import layers, snapshots
+from overlayctl.store import check, layers, snapshots
 from tests.layer.tars import directory, entry, tar
 from tests.store import stores
 
@@ -162,3 +162,25 @@ def test_a_removed_layer_is_detached(layout: Layout) -> None:
         assert layers.remove(layout, name) > 0
         assert attach.attached(layout) == []
         assert layers.listed(layout) == []
+
+
+def test_a_volatile_mount_is_noted_until_what_it_wrote_is_synced(layout: Layout) -> None:
+    names = stores.add_layers(layout, BELOW).names
+    stores.add_snapshot(layout, names)
+    note = Path(layout.snapshot(stores.KEY, "volatile"))
+    snapshots.mounts(layout, "s", stores.KEY, volatile=True, xino=False)
+    assert note.read_text().strip() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    assert not snapshots.lost_writes(layout, stores.KEY)
+    snapshots.mounts(layout, "s", stores.KEY, volatile=False, xino=False)
+    assert not note.exists()
+
+
+def test_a_host_that_stopped_after_a_volatile_mount_is_told_of(layout: Layout) -> None:
+    names = stores.add_layers(layout, BELOW).names
+    stores.add_snapshot(layout, names)
+    note = Path(layout.snapshot(stores.KEY, "volatile"))
+    note.write_text("00000000-another-boot\n")
+    for volatile in (True, False):
+        snapshots.mounts(layout, "s", stores.KEY, volatile=volatile, xino=False)
+        assert snapshots.lost_writes(layout, stores.KEY)
+    assert "snapshot-volatile" in {found.tag for found in check.check(layout)}
