@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import assert_never
@@ -21,7 +22,7 @@ from overlayctl.mount import Bind, Erofs, Mount, Overlay, Tmpfs
 MAX_LOWERS = 500
 _STRING_MAX = 255
 _UNKNOWN = "Unknown parameter"
-_ATTEMPTS = 5
+_ATTEMPTS = 8
 _READ_ONLY_DATA = (
     libc.MOUNT_ATTR_RDONLY | libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV | libc.MOUNT_ATTR_NOEXEC
 )
@@ -135,7 +136,7 @@ def _overlay(what: Overlay, owned: ExitStack) -> int:
         # Where the kernel's warning cannot be read, every upper is under suspicion.
         if not log.readable:
             inuse.refuse_used(uppers)
-        for _ in range(_ATTEMPTS):
+        for number in range(_ATTEMPTS):
             with ExitStack() as attempt:
                 fd = _new_overlay(what, attempt, log)
                 said = log.lines()
@@ -149,8 +150,10 @@ def _overlay(what: Overlay, owned: ExitStack) -> int:
                 if not uppers or not any("in-use" in line for line in said):
                     owned.push(attempt.pop_all())
                     return fd
-            # The log is the whole machine's and names no path: the line may be another's.
+            # The log is the whole machine's and names no path: the line may be another's, and
+            # where one such line came, more follow at once.
             inuse.refuse_used(uppers)
+            time.sleep(0.001 * 2**number)
     raise KernelRefused(
         "mount overlay", what.source, errno.EBUSY,
         log=["other overlays keep being mounted on directories in use"],
