@@ -16,7 +16,8 @@ from contextlib import contextmanager, suppress
 
 from overlayctl.errors import Locked, NotFound
 
-_POLL = 0.02
+# Most holds are shorter than a millisecond, some last long: what waits looks ever less often.
+_POLL, _POLL_MAX = 0.0005, 0.02
 TIMEOUT = 30.0
 
 
@@ -57,6 +58,7 @@ def _open(path: str) -> int:
 
 def _acquire(fd: int, path: str, *, exclusive: bool, deadline: float) -> None:
     kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+    pause = _POLL
     while not _try(fd, kind):
         if time.monotonic() >= deadline:
             raise Locked(
@@ -64,7 +66,8 @@ def _acquire(fd: int, path: str, *, exclusive: bool, deadline: float) -> None:
                 hint="wait for it, or give --lock-timeout SECONDS",
                 path=path,
             )
-        time.sleep(_POLL)
+        time.sleep(pause)
+        pause = min(2 * pause, _POLL_MAX)
 
 
 def _try(fd: int, kind: int) -> bool:
