@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from overlayctl.kernel.probe import Setting
     from overlayctl.mount import Merged, Rung
     from overlayctl.runtime.loading import Loaded
+    from overlayctl.runtime.prune import Pruned
     from overlayctl.runtime.removal import Removed
     from overlayctl.store.check import Finding
     from overlayctl.store.images import Image
@@ -403,6 +404,15 @@ class Engine:
             "FreeInodes": free.f_favail,
             **possible,
         }
+
+    def prune(self, *, everything: bool, dry_run: bool, agreed: Pruned | None = None) -> Pruned:
+        """Remove abandoned staging, untagged images that nobody uses, layers that nobody names.
+
+        ``everything`` takes tagged images, too; ``agreed``, a dry run's result, limits it.
+        """
+        from overlayctl.runtime import prune
+
+        return prune.prune(self.store, everything=everything, dry_run=dry_run, agreed=agreed)
 
     def reset(self, *, dry_run: bool) -> dict[str, Any]:
         """Remove everything: unmount, detach, delete. Raises InUse for what is busy."""

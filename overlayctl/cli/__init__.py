@@ -51,7 +51,6 @@ _WORDS: dict[str, tuple[str, str]] = {
     "export": (_LATER, 'tar -C "$(overlayctl container mount NAME)" -cf FILE .'),
     "cp": (_LATER, _UNPACK),
     "rename": (_LATER, "overlayctl container create --name NAME gives a name from the start"),
-    "prune": (_LATER, "overlayctl container rm and image rm remove what they are given"),
     "df": (_LATER, "overlayctl layer ls and image ls show sizes"),
     "volume": (_LATER, "mount --bind a directory into the path that container mount prints"),
     "with": (_LATER, "overlayctl mount NAME, then umount NAME"),
@@ -84,6 +83,7 @@ _WORDS: dict[str, tuple[str, str]] = {
     "info": ("is a system command", "overlayctl system info"),
     "check": ("is a system command", "overlayctl system check"),
     "reset": ("is a system command", "overlayctl system reset"),
+    "prune": ("is a system command", "overlayctl system prune; container rm removes containers"),
     "version": ("is an option", f"overlayctl {_VERSION}"),
 }
 """What docker has or this will have, and what to use instead."""

@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,7 +11,10 @@ from overlayctl.cli import asked, engine, found_engine, location, render, settin
 from overlayctl.cli.render import DryRun, Format, Lazy, Verb, note
 from overlayctl.errors import Usage
 
-app = render.noun(explained="Check the store, tell about this host, or empty the store.")
+if TYPE_CHECKING:
+    from overlayctl.runtime.prune import Pruned
+
+app = render.noun(explained="Check the store, tell about this host, remove what is unused, or all.")
 either = render.noun(explained="Short forms.")
 
 
@@ -41,14 +44,71 @@ def info(*, template: Format = None) -> None:
         render.tree(told)
 
 
-@app.command("reset", cls=Verb)
-def reset(
+Unasked = Annotated[bool, typer.Option("--force", "-f", "--yes", "-y", help="Do not ask.")]
+
+
+@app.command("prune", cls=Verb)
+def prune(
     *,
-    dry_run: DryRun = False,
-    force: Annotated[
-        bool, typer.Option("--force", "-f", "--yes", "-y", help="Do not ask.")
+    everything: Annotated[
+        bool, typer.Option("--all", "-a", help="Tagged images that nobody uses, too.")
     ] = False,
+    dry_run: DryRun = False,
+    force: Unasked = False,
 ) -> int:
+    """Remove what nobody uses: untagged images, layers that nobody names, what a kill left.
+
+    Containers, and the images that they or a mount use, stay. Lists it first, and asks.
+    """
+    store = engine()
+    agreed = None
+    if not dry_run and not force:
+        _somebody_to_ask("prune removes images and layers")
+        agreed = store.prune(everything=everything, dry_run=True)
+        for one in _pruned(agreed):
+            note(f"{one} would go")
+        if any(agreed[:3]) and not _agreed(f"Free {render.size(agreed.freed)}?"):
+            note("overlayctl: nothing was removed")
+            return 1
+    done = store.prune(everything=everything, dry_run=dry_run, agreed=agreed)
+    if asked.json:
+        render.document(
+            {
+                "Images": [{"Id": image, "RepoTags": list(tags)} for image, tags in done.images],
+                "Layers": list(done.layers),
+                "Staging": list(done.staging),
+                "Freed": done.freed,
+                "Kept": [str(error) for error in done.kept],
+            }
+        )
+    else:
+        for one in _pruned(done):
+            render.line(render.printable(f"{'Would be deleted' if dry_run else 'Deleted'}: {one}"))
+    for error in done.kept:
+        note(f"note: kept: {error}")
+    if done.unread:
+        note("note: a record cannot be read, so no image and no layer goes: system check names it")
+    note(f"{'would free' if dry_run else 'freed'} {render.size(done.freed)}")
+    return 0
+
+
+def _pruned(what: "Pruned") -> list[str]:
+    """Each thing of it in words."""
+    return [
+        *(f"image {' '.join((image, *tags))}" for image, tags in what.images),
+        *(f"layer {name}" for name in what.layers),
+        *(f"staging {name}" for name in what.staging),
+    ]
+
+
+def _somebody_to_ask(what: str) -> None:
+    """Raise Usage where nobody could answer."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise Usage(f"{what} and nobody is here to ask", hint="add --yes")
+
+
+@app.command("reset", cls=Verb)
+def reset(*, dry_run: DryRun = False, force: Unasked = False) -> int:
     """Remove everything: images, layers, containers and what was written in them.
 
     Lists it first, and asks.
@@ -56,14 +116,13 @@ def reset(
     store = engine()
     listed = store.reset(dry_run=True)
     if not dry_run and not force:
-        if sys.stdin is None or not sys.stdin.isatty():
-            raise Usage("reset removes everything and nobody is here to ask", hint="add --yes")
+        _somebody_to_ask("reset removes everything")
         sys.stderr.write("This would go:\n")
     if dry_run or not asked.json:
         (render.document if asked.json else render.tree)(listed)
     if dry_run:
         return 0
-    if not force and not _agreed():
+    if not force and not _agreed("Remove all of it?"):
         note("overlayctl: nothing was removed")
         return 1
     removed = store.reset(dry_run=False)
@@ -72,10 +131,10 @@ def reset(
     return 0
 
 
-def _agreed() -> bool:
+def _agreed(question: str) -> bool:
     """Whether a person types yes."""
     sys.stdout.flush()
-    sys.stderr.write("Remove all of it? Type yes: ")
+    sys.stderr.write(f"{question} Type yes: ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() == "yes"
 

@@ -13,6 +13,8 @@ from overlayctl.layer import index, stack
 from overlayctl.store import containers, gc, images, layers, records, snapshots, staging
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from overlayctl.layout import Layout
 
 EMPTY_IMAGE = "sha256:9269da81bd6f69fc82683e26a2ee9e9da19cfc49ec254c91fb2f7309a71485c8"
@@ -28,12 +30,18 @@ class Finding(NamedTuple):
     users: tuple[str, ...] = ()
 
 
-def check(layout: Layout, *, quick: bool = False) -> list[Finding]:
-    """What is wrong with the store; ``quick`` leaves the hashing of layers out."""
+def check(
+    layout: Layout, *, quick: bool = False, only: Collection[str] | None = None
+) -> list[Finding]:
+    """What is wrong with the store; ``quick`` leaves the hashing of layers out.
+
+    ``only`` hashes but the layers with these files.
+    """
     users = gc.layer_users(layout)
     found: list[Finding] = []
     for name in records.names(layout.path("layers")):
-        found += layer(layout, name, tuple(users.get(name, ())), quick=quick)
+        unhashed = quick or (only is not None and layout.layer_file(name) not in only)
+        found += layer(layout, name, tuple(users.get(name, ())), quick=unhashed)
     found += [
         Finding("layer-missing", layout.layer_file(name), f"layer {name[:12]} is gone", tuple(who))
         for name, who in users.items()

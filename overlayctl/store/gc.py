@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from overlayctl.errors import OverlayctlError
@@ -22,7 +23,7 @@ _LAYER = re.compile(r"[0-9a-f]{64}(-[0-9a-f]+)?")
 
 def layer_users(layout: Layout) -> dict[str, list[str]]:
     """Each layer that something names: ``image <id>`` and ``snapshot <key>`` who do."""
-    return _scan(layout)[0]
+    return users(layout)[0]
 
 
 def orphans(layout: Layout) -> list[str]:
@@ -35,13 +36,13 @@ def unneeded(layout: Layout, wanted: Iterable[str], *, without: str = "") -> lis
 
     None while a record cannot be read: it may name them.
     """
-    users, complete = _scan(layout)
-    return [name for name in wanted if not set(users.get(name, ())) - {without}] if complete else []
+    named, complete = users(layout)
+    return [name for name in wanted if not set(named.get(name, ())) - {without}] if complete else []
 
 
-def _scan(layout: Layout) -> tuple[dict[str, list[str]], bool]:
-    """The users of each layer, and whether every record could be read."""
-    users: dict[str, list[str]] = {}
+def users(layout: Layout) -> tuple[dict[str, list[str]], bool]:
+    """The users of each layer, as in ``layer_users``, and whether every record could be read."""
+    named: dict[str, list[str]] = {}
     found: list[tuple[str, tuple[str, ...]]] = []
     complete = True
     for image_hex in images.listed(layout):
@@ -56,8 +57,23 @@ def _scan(layout: Layout) -> tuple[dict[str, list[str]], bool]:
             complete = False
     for user, names in found:
         for name in dict.fromkeys(names):
-            users.setdefault(name, []).append(user)
-    return users, complete
+            named.setdefault(name, []).append(user)
+    return named, complete
+
+
+def abandoned(layout: Layout) -> dict[str, int]:
+    """Staging that no running command owns, and the bytes that the files in it take as blocks."""
+    return {name: _blocks(layout.path("ingest", name)) for name in staging.abandoned(layout)}
+
+
+def _blocks(path: str) -> int:
+    below = [os.path.join(at, name) for at, _, files in os.walk(path) for name in files]
+    total = 0
+    for file in below if os.path.isdir(path) else [path]:
+        # The next writer takes it away, and may be doing so.
+        with suppress(FileNotFoundError):
+            total += os.lstat(file).st_blocks * 512
+    return total
 
 
 def finish(layout: Layout) -> None:

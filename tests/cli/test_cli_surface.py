@@ -17,7 +17,7 @@ GROUPS = {
     "image": "load import ls inspect history rm tag mount unmount exists",
     "layer": "ls inspect path files cat verify detach",
     "container": "create ls inspect mount unmount rm exists",
-    "system": "check info reset",
+    "system": "check info prune reset",
 }
 _SHORT = "load import images inspect history rmi tag create ps rm mount umount mounts"
 SHORT = _SHORT.split()
