@@ -137,6 +137,7 @@ def _overlay(what: Overlay, owned: ExitStack) -> int:
         if not log.readable:
             inuse.refuse_used(uppers)
         for number in range(_ATTEMPTS):
+            log.lines()  # What it gained until here is no answer to what comes now.
             with ExitStack() as attempt:
                 fd = _new_overlay(what, attempt, log)
                 said = log.lines()
