@@ -23,13 +23,14 @@ from overlayctl.store import containers, gc, images, layers, records, snapshots
 from overlayctl.store.opened import Store
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from overlayctl.kernel.probe import Setting
     from overlayctl.mount import Merged, Rung
     from overlayctl.runtime.loading import Loaded
     from overlayctl.runtime.prune import Pruned
     from overlayctl.runtime.removal import Removed
     from overlayctl.store.check import Finding
-    from overlayctl.store.images import Image
     from overlayctl.store.ingest import Progress
 
 
@@ -94,27 +95,45 @@ class Engine:
         """One row for each image, newest first."""
         from overlayctl.inspect import describe
 
-        return describe.image_rows(self.layout)
+        with self._seeing_all():
+            return describe.image_rows(self.layout)
 
     def inspect_image(self, name: str) -> dict[str, Any]:
         """The ``image inspect`` of docker; every layer is attached first, so each path is there."""
         from overlayctl.inspect import describe
 
-        return describe.image(self.layout, *self._visible(name))
+        def act() -> dict[str, Any]:
+            image, _ = images.resolve(self.layout, name)
+            unseen = self.store.attach_or_why(image.layers)
+            return describe.image(self.layout, image, unseen)
+
+        return self.store.attaching(act)
 
     def history(self, name: str) -> list[dict[str, Any]]:
         """The image's history, newest first, with real layers."""
         from overlayctl.inspect import describe
 
-        return describe.history(self.layout, self._visible(name)[0])
+        def act() -> list[dict[str, Any]]:
+            image, _ = images.resolve(self.layout, name)
+            self.store.attach_or_why(image.layers)
+            return describe.history(self.layout, image)
 
-    def _visible(self, name: str) -> tuple[Image, str | None]:
-        """The image, its layers attached; or why they are not."""
-        image, _ = images.resolve(self.layout, name)
-        return image, self.store.try_attach(image.layers)
+        return self.store.attaching(act)
+
+    def _seeing_all(self) -> AbstractContextManager[None]:
+        """Inside the block nothing changes.
+
+        A scan of a directory may miss a name that is replaced meanwhile (on btrfs it does),
+        and records read one after another need not agree.
+        """
+        return self.store.locked(exclusive=False)
 
     def image_exists(self, name: str) -> bool:
         """Whether there is such an image."""
+        with self._seeing_all():
+            return self._is_image(name)
+
+    def _is_image(self, name: str) -> bool:
         try:
             images.resolve(self.layout, name)
         except NotFound:
@@ -177,7 +196,8 @@ class Engine:
         from overlayctl.inspect import describe
         from overlayctl.runtime import mounts
 
-        return describe.mount_rows(self.layout, mounts.mounted(self.store))
+        with self._seeing_all():
+            return describe.mount_rows(self.layout, mounts.mounted(self.store))
 
     # -- layers ----------------------------------------------------------------------
 
@@ -185,12 +205,17 @@ class Engine:
         """One row for each stored layer."""
         from overlayctl.inspect import describe
 
-        return describe.layer_rows(self.layout)
+        with self._seeing_all():
+            return describe.layer_rows(self.layout)
 
     def layer_name(self, spec: str) -> str:
         """The layer of ``REF:N`` (1 is the bottom) or of an id's start."""
+        with self._seeing_all():
+            return self._layer_name(spec)
+
+    def _layer_name(self, spec: str) -> str:
         reference, _, number = spec.rpartition(":")
-        if reference not in ("", "sha256") and number.isdigit() and not self.image_exists(spec):
+        if reference not in ("", "sha256") and number.isdigit() and not self._is_image(spec):
             image, _ = images.resolve(self.layout, reference)
             if not 1 <= int(number) <= len(image.layers):
                 raise NotFound(f"{reference} has layers 1 to {len(image.layers)}, bottom to top")
@@ -203,7 +228,7 @@ class Engine:
         try:
             found = names.match(prefix, hexes)
         except NotFound:
-            if not self.image_exists(spec):
+            if not self._is_image(spec):
                 raise NotFound(f"there is no layer {spec!r}", hint="overlayctl layer ls") from None
             raise Usage(
                 f"{spec} is an image: say which of its layers",
@@ -218,14 +243,21 @@ class Engine:
         """Everything about one layer, attached."""
         from overlayctl.inspect import describe
 
-        name = self.layer_name(spec)
-        return describe.layer(self.layout, name, self.store.try_attach([name]))
+        def act() -> dict[str, Any]:
+            name = self._layer_name(spec)
+            return describe.layer(self.layout, name, self.store.attach_or_why([name]))
+
+        return self.store.attaching(act)
 
     def layer_path(self, spec: str) -> str:
         """The layer's diff path, attached. Raises HostCannot where it cannot be."""
-        name = self.layer_name(spec)
-        self.store.attaching(lambda: self.store.attach([name]))
-        return self.layout.diff(name)
+
+        def act() -> str:
+            name = self._layer_name(spec)
+            self.store.attach([name])
+            return self.layout.diff(name)
+
+        return self.store.attaching(act)
 
     def layer_files(self, spec: str) -> Iterator[dict[str, Any]]:
         """Each entry of a layer, read from its index."""
@@ -250,23 +282,29 @@ class Engine:
                 yield index.read(node, offset, min(1 << 20, node.size - offset))
 
     def layer_verify(self, spec: str | None) -> list[dict[str, Any]]:
-        """What is wrong with one layer, or with any."""
+        """What is wrong with one layer, or with any; a fault counts as it does for ``check``."""
         from overlayctl.store import check
 
-        wanted = [self.layer_name(spec)] if spec else records.names(self.layout.path("layers"))
-        users = gc.layer_users(self.layout)
-        return _rows(
-            finding
-            for name in wanted
-            for finding in check.layer(self.layout, name, tuple(users.get(name, ())), quick=False)
-        )
+        with self._seeing_all():
+            wanted = [self._layer_name(spec)] if spec else records.names(self.layout.path("layers"))
+            users = gc.layer_users(self.layout)
+
+        def look(name: str) -> list[Finding]:
+            return check.layer(self.layout, name, tuple(users.get(name, ())), quick=False)
+
+        faulty = [name for name in wanted if look(name)]
+        if not faulty:
+            return []
+        with self._seeing_all():
+            still = set(records.names(self.layout.path("layers")))
+            return _rows(finding for name in faulty if name in still for finding in look(name))
 
     def detach(self, spec: str | None) -> list[str]:
         """Take one diff path away, or all that this namespace has; their names."""
         from overlayctl.layer import attach
 
         with self.store.locked():
-            wanted = [self.layer_name(spec)] if spec else attach.attached(self.layout)
+            wanted = [self._layer_name(spec)] if spec else attach.attached(self.layout)
             gone = [name for name in wanted if attach.detach(self.layout, name)]
         return [name for name in gone if name != attach.EMPTY]
 
@@ -305,7 +343,8 @@ class Engine:
         """One row for each container that is mounted, or for all."""
         from overlayctl.inspect import describe
 
-        return describe.container_rows(self.layout, self._views(), everything=everything)
+        with self._seeing_all():
+            return describe.container_rows(self.layout, self._views(), everything=everything)
 
     def _views(self) -> dict[str, Merged]:
         from overlayctl.runtime import mounts
@@ -316,10 +355,13 @@ class Engine:
         """The ``container inspect`` of docker, the layers attached."""
         from overlayctl.inspect import describe
 
-        found = containers.resolve(self.layout, name)
-        snapshot = snapshots.find(self.layout, found.id)
-        unseen = self.store.try_attach(snapshot.layers if snapshot else ())
-        return describe.container(self.layout, found, self._views(), unseen)
+        def act() -> dict[str, Any]:
+            found = containers.resolve(self.layout, name)
+            snapshot = snapshots.find(self.layout, found.id)
+            unseen = self.store.attach_or_why(snapshot.layers if snapshot else ())
+            return describe.container(self.layout, found, self._views(), unseen)
+
+        return self.store.attaching(act)
 
     def inspect(self, name: str) -> dict[str, Any]:
         """The container of that name, else the image."""
@@ -329,17 +371,22 @@ class Engine:
 
     def kind_of(self, name: str) -> str:
         """``container`` or ``image``: containers come first. Raises NotFound for neither."""
-        if self.container_exists(name):
-            return "container"
-        try:
-            images.resolve(self.layout, name)
-        except NotFound as error:
-            hint = error.hint if "mean" in error.hint else "overlayctl ps -a, overlayctl images"
-            raise NotFound(f"there is no container and no image {name!r}", hint=hint) from None
-        return "image"
+        with self._seeing_all():
+            if self._is_container(name):
+                return "container"
+            try:
+                images.resolve(self.layout, name)
+            except NotFound as error:
+                hint = error.hint if "mean" in error.hint else "overlayctl ps -a, overlayctl images"
+                raise NotFound(f"there is no container and no image {name!r}", hint=hint) from None
+            return "image"
 
     def container_exists(self, name: str) -> bool:
         """Whether there is such a container."""
+        with self._seeing_all():
+            return self._is_container(name)
+
+    def _is_container(self, name: str) -> bool:
         try:
             containers.resolve(self.layout, name)
         except NotFound:
@@ -350,14 +397,16 @@ class Engine:
         """Mount a container's merged view; the path."""
         from overlayctl.runtime import mounts
 
-        found = containers.resolve(self.layout, name)
+        with self._seeing_all():
+            found = containers.resolve(self.layout, name)
         return mounts.mount_container(self.store, found.id, volatile=volatile, xino=xino)
 
     def unmount_container(self, name: str, *, lazy: bool) -> str:
         """Unmount a container; its id."""
         from overlayctl.runtime import mounts
 
-        found = containers.resolve(self.layout, name)
+        with self._seeing_all():
+            found = containers.resolve(self.layout, name)
         with self.store.holding(found.id):
             view = self._views().get(found.id)
             if view is None:
@@ -383,23 +432,27 @@ class Engine:
         first = check.check(self.layout, quick=quick)
         if not first:
             return []
-        with self.store.locked(exclusive=False):
-            again = set(check.check(self.layout, quick=quick))
+        with self._seeing_all():
+            # Whoever changes something waits: so no layer is hashed that was found whole.
+            again = set(check.check(self.layout, quick=quick, only={f.path for f in first}))
         return _rows(finding for finding in first if finding in again)
 
     def info(self) -> dict[str, Any]:
         """What this store is and what this host can."""
         free = os.statvfs(self.layout.root)
-        # Under the lock: what is tried copies this namespace, and with it whatever is mounted.
+        # Exclusive: what is tried copies this namespace, and with it whatever is mounted.
         with self.store.locked():
             possible = host(self.layout.root)
+            counts = {
+                "Images": len(images.listed(self.layout)),
+                "Layers": len(layers.listed(self.layout)),
+                "Containers": len(containers.listed(self.layout)),
+            }
         return {
             "Root": self.layout.root,
             "StoreId": self.store.id,
             "Format": self.store.marker.get("format"),
-            "Images": len(images.listed(self.layout)),
-            "Layers": len(layers.listed(self.layout)),
-            "Containers": len(containers.listed(self.layout)),
+            **counts,
             "FreeBytes": free.f_bavail * free.f_frsize,
             "FreeInodes": free.f_favail,
             **possible,

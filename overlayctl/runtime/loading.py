@@ -174,7 +174,7 @@ def _commit(
             before = images.tag(store.layout, own, reference, image_hex)
             if before:
                 moved.append((names.familiar(reference), f"sha256:{before}"))
-    unseen = store.try_attach(ingested.names)
+    unseen = store.attaching(lambda: store.attach_or_why(ingested.names))
     return Loaded(
         f"sha256:{image_hex}",
         tuple(map(names.familiar, references)),

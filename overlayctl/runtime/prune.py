@@ -88,7 +88,7 @@ def prune(store: Store, *, everything: bool, dry_run: bool, agreed: Pruned | Non
 def _unused(store: Store, *, everything: bool) -> list[tuple[Image, tuple[str, ...]]]:
     """The images that may go, with the references that go with them as they are shown."""
     used = {found.image for found in containers.readable(store.layout)}
-    used |= {v.id for v in mounts.mounted(store.id, everywhere=True) if v.kind == "image"}
+    used |= {v.id for v in mounts.mounted(store, everywhere=True) if v.kind == "image"}
     tied: dict[str, list[str]] = {}
     for reference, image_hex in images.tags(store.layout).items():
         tied.setdefault(image_hex, []).append(names.familiar(reference))

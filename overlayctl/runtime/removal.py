@@ -104,7 +104,8 @@ def remove_container(store: Store, name: str, *, force: bool, dry_run: bool) -> 
 
     Raises InUse while it is mounted; ``force`` unmounts it first.
     """
-    found = containers.resolve(store.layout, name)
+    with store.locked(exclusive=False):
+        found = containers.resolve(store.layout, name)
     with store.holding(found.id), store.unmaking():
         views = [
             v
@@ -127,15 +128,15 @@ def remove_container(store: Store, name: str, *, force: bool, dry_run: bool) -> 
 
 def reset(store: Store, *, dry_run: bool) -> dict[str, Any]:
     """Remove everything: unmount, detach, delete. Raises InUse for what is busy."""
-    plan = {
-        "Root": store.layout.root,
-        "Images": len(images.listed(store.layout)),
-        "Containers": [found.name for found in containers.readable(store.layout)],
-        "Layers": len(layers.listed(store.layout)),
-    }
-    if dry_run:
-        return plan
-    with store.locked():
+    with store.locked(exclusive=not dry_run):
+        plan = {
+            "Root": store.layout.root,
+            "Images": len(images.listed(store.layout)),
+            "Containers": [found.name for found in containers.readable(store.layout)],
+            "Layers": len(layers.listed(store.layout)),
+        }
+        if dry_run:
+            return plan
         views = mounts.mounted(store, everywhere=True)
         others = [mounts.holder(v, v.target) for v in views if v.pid != os.getpid()]
         if others:

@@ -42,6 +42,7 @@ class Store:
         self.mark = f"{self.id}.{place.st_dev:x}.{place.st_ino:x}"
         self.timeout = timeout
         self.attach_by = attach
+        self._cannot_unpack: OverlayctlError | None = None
         self.rung = rung
 
     @contextmanager
@@ -93,14 +94,6 @@ class Store:
         except HostCannot:
             return False
 
-    def try_attach(self, names: Iterable[str]) -> str | None:
-        """Make the diff paths of these layers be there; why that cannot be, or None."""
-        try:
-            self.attaching(lambda: self.attach(names))
-        except OverlayctlError as error:
-            return str(error)
-        return None
-
     def attach(self, names: Iterable[str]) -> None:
         """Make the diff paths of these layers be there; the caller holds the lock.
 
@@ -108,16 +101,28 @@ class Store:
         """
         from overlayctl.layer import attach
 
-        attach.attach(self.layout, self.mark, dict.fromkeys(names), self.attach_by)
+        try:
+            attach.attach(self.layout, self.mark, dict.fromkeys(names), self.attach_by)
+        except attach.TreeMissingError:
+            if self._cannot_unpack is None:
+                raise
+            raise self._cannot_unpack from None
+
+    def attach_or_why(self, names: Iterable[str]) -> str | None:
+        """As ``attach``; where that cannot be, the reason."""
+        try:
+            self.attach(names)
+        except OverlayctlError as error:
+            return str(error)
+        return None
 
     def attaching(self, act: Callable[[], _Thing]) -> _Thing:
         """What ``act`` returns, done under the lock; it attaches layers.
 
-        Where a layer turns out not to be unpacked, and must be, that is done without the
-        lock, and then ``act`` once more from its beginning.
+        Where a layer turns out not to be unpacked, and must be, that is tried without the
+        lock, and then ``act`` is called once more: it decides everything again.
         """
         from overlayctl.layer.attach import TreeMissingError
-        from overlayctl.store import layers
 
         while True:
             try:
@@ -125,8 +130,16 @@ class Store:
                     return act()
             except TreeMissingError as error:
                 lacking = error.names
-            with staging.staging(self.layout) as place:
-                trees = {name: layers.unpack(self.layout, place, name) for name in lacking}
-                with self.locked():
-                    for name, tree in trees.items():
-                        layers.commit_tree(self.layout, tree, name)
+            try:
+                self._unpack(lacking)
+            except OverlayctlError as error:
+                self._cannot_unpack = error
+
+    def _unpack(self, names: Iterable[str]) -> None:
+        from overlayctl.store import layers
+
+        with staging.staging(self.layout) as place:
+            trees = {name: layers.unpack(self.layout, place, name) for name in names}
+            with self.locked():
+                for name, tree in trees.items():
+                    layers.commit_tree(self.layout, tree, name)
