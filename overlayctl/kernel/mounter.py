@@ -148,7 +148,7 @@ def _overlay(what: Overlay, owned: ExitStack) -> int:
                         hint="look at the work directory and at the space left on its filesystem",
                     )  # fmt: skip
                 # The kernel only warns, and the second mount would break the first.
-                if not uppers or not any("in-use" in line for line in said):
+                if not uppers or not any(_tells_of_second_use(line) for line in said):
                     owned.push(attempt.pop_all())
                     return fd
             # The log is the whole machine's and names no path: the line may be another's, and
@@ -160,6 +160,15 @@ def _overlay(what: Overlay, owned: ExitStack) -> int:
         log=["other overlays keep being mounted on directories in use"],
         hint="try again",
     )  # fmt: skip
+
+
+def _tells_of_second_use(line: str) -> bool:
+    """Whether the kernel said this of an upper that was mounted though it is in use.
+
+    To ``index=on`` it says how to override its refusal: no mount of ours asks for that, but
+    the probe of ``inuse`` does.
+    """
+    return "in-use" in line and "to override" not in line
 
 
 def _new_overlay(what: Overlay, owned: ExitStack, log: KernelLog) -> int:
