@@ -102,11 +102,11 @@ def _containers_of(store: Store, image: Image, mounted: Collection[str]) -> list
 def remove_container(store: Store, name: str, *, force: bool, dry_run: bool) -> str:
     """Remove a container and what was written in it; its id.
 
-    Raises InUse while it is mounted; ``force`` unmounts it first.
+    Raises InUse while it is mounted or a process lives in it; ``force`` unmounts it first.
     """
     with store.locked(exclusive=False):
         found = containers.resolve(store.layout, name)
-    with store.holding(found.id), store.unmaking():
+    with store.holding(found.id), store.idle(found.id), store.unmaking():
         views = [
             v
             for v in mounts.mounted(store, everywhere=True)
@@ -120,7 +120,8 @@ def remove_container(store: Store, name: str, *, force: bool, dry_run: bool) -> 
         for view in own:
             mounts.unmount(store, view, lazy=False)
         # An overlay that no mount table shows may still write there.
-        inuse.refuse_used([store.layout.snapshot(found.id, "upper")])
+        upper = store.layout.snapshot(found.id, "upper")
+        inuse.refuse_used([upper] if os.path.isdir(upper) else [])
         snapshots.remove(store.layout, found.id)
         containers.remove(store.layout, found)
     return found.id
@@ -141,6 +142,9 @@ def reset(store: Store, *, dry_run: bool) -> dict[str, Any]:
         others = [mounts.holder(v, v.target) for v in views if v.pid != os.getpid()]
         if others:
             raise InUse(f"the store {store.layout.root}", others)
+        for key in snapshots.stored(store.layout):
+            with store.idle(key):
+                pass
         for view in views[::-1]:
             mounts.unmount(store, view, lazy=False)
         inuse.refuse_used(

@@ -1,8 +1,11 @@
-"""The locks: flock(2) on directories, in one order: upper, snapshot, root.
+"""The locks: flock(2) on directories, waited for in one order: upper, snapshot, root.
 
 A directory needs no lock file, and can be locked on a read-only filesystem. After the
 lock is had, the directory must still be the one at the path: it may have been removed
 by whoever had the lock before.
+
+The lock on an upper is shared by the processes that run in the container. Exclusively it
+is only tried, so that may come after the other locks.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from overlayctl.errors import Locked, NotFound
+from overlayctl.errors import Holder, Locked, NotFound
 
 # Most holds are shorter than a millisecond, some last long: what waits looks ever less often.
 _POLL, _POLL_MAX = 0.0005, 0.02
@@ -40,13 +43,20 @@ def hold(path: str, *, exclusive: bool, timeout: float = TIMEOUT) -> Iterator[in
 
 
 @contextmanager
-def attempt(path: str) -> Iterator[bool]:
-    """Try for the exclusive lock without waiting; the value says whether it is held."""
-    fd = _open(path)
-    try:
-        yield _try(fd, fcntl.LOCK_EX) and _still_at(fd, path)
-    finally:
-        os.close(fd)
+def attempt(path: str) -> Iterator[list[Holder]]:
+    """Try for the exclusive lock without waiting; the value is who has it, nobody if we do.
+
+    Raises NotFound if the directory is gone.
+    """
+    while True:
+        fd = _open(path)
+        try:
+            taken = _try(fd, fcntl.LOCK_EX)
+            if not taken or _still_at(fd, path):
+                yield [] if taken else _holders(fd)
+                return
+        finally:
+            os.close(fd)
 
 
 def _open(path: str) -> int:
@@ -61,8 +71,9 @@ def _acquire(fd: int, path: str, *, exclusive: bool, deadline: float) -> None:
     pause = _POLL
     while not _try(fd, kind):
         if time.monotonic() >= deadline:
+            holders = ", ".join(f"{holder.kind} {holder.name}" for holder in _holders(fd))
             raise Locked(
-                f"{path} is locked by {_holders(fd)}",
+                f"{path} is locked by {holders}",
                 hint="wait for it, or give --lock-timeout SECONDS",
                 path=path,
             )
@@ -87,8 +98,11 @@ def _still_at(fd: int, path: str) -> bool:
         return False
 
 
-def _holders(fd: int) -> str:
-    """Who holds a lock on the inode of ``fd`` (proc_locks(5))."""
+def _holders(fd: int) -> list[Holder]:
+    """Who holds a lock on the inode of ``fd`` (proc_locks(5)); never empty.
+
+    The file leaves out the processes that have no number in this pid namespace.
+    """
     inode = f":{os.fstat(fd).st_ino}"
     found = []
     with open("/proc/locks") as file:
@@ -101,8 +115,9 @@ def _holders(fd: int) -> str:
                     suppress(FileNotFoundError, ProcessLookupError),
                     open(f"/proc/{fields[4]}/comm", errors="replace") as comm,
                 ):
-                    found.append(f"process {fields[4]} ({comm.read().strip()})")
-    return ", ".join(found) or "a process not visible here"
+                    name = f"{fields[4]} ({comm.read().strip()})"
+                    found.append(Holder("process", name, f"kill {fields[4]}"))
+    return found or [Holder("a process", "not visible here", "")]
 
 
 def _has(pid: str, fd: int) -> bool:

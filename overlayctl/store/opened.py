@@ -6,7 +6,7 @@ import os
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from overlayctl.errors import HostCannot, NotFound, OverlayctlError
+from overlayctl.errors import HostCannot, InUse, NotFound, OverlayctlError
 from overlayctl.store import gc, locks, records, staging
 
 if TYPE_CHECKING:
@@ -72,13 +72,45 @@ class Store:
             yield place
 
     @contextmanager
-    def holding(self, key: str) -> Iterator[None]:
-        """Hold a container's lock. Raises NotFound if it went meanwhile, Locked."""
-        records.refuse_writing(self.marker)
+    def holding(self, key: str, *, exclusive: bool = True) -> Iterator[None]:
+        """Hold a container's lock, shared for long reading.
+
+        Raises NotFound if the container went meanwhile, Locked.
+        """
+        if exclusive:
+            records.refuse_writing(self.marker)
+        with self._hold(key, self.layout.snapshot(key), exclusive=exclusive):
+            yield
+
+    @contextmanager
+    def running(self, key: str) -> Iterator[None]:
+        """Say that a process lives in the container; held before its lock, never inside.
+
+        Raises NotFound if the container went meanwhile, Locked.
+        """
+        with self._hold(key, self.layout.snapshot(key, "upper"), exclusive=False):
+            yield
+
+    @contextmanager
+    def idle(self, key: str) -> Iterator[None]:
+        """Make sure that no process lives in the container, and that none begins to.
+
+        The caller holds the container's lock, so only processes can be in the way: they are
+        not waited for. Raises InUse naming them. An upper that is gone has none.
+        """
+        upper = self.layout.snapshot(key, "upper")
+        with ExitStack() as held:
+            if os.path.isdir(upper):
+                others = held.enter_context(locks.attempt(upper))
+                if others:
+                    raise InUse(f"container {key[:12]}", others)
+            yield
+
+    @contextmanager
+    def _hold(self, key: str, path: str, *, exclusive: bool) -> Iterator[None]:
         with ExitStack() as held:
             try:
-                lock = locks.hold(self.layout.snapshot(key), exclusive=True, timeout=self.timeout)
-                held.enter_context(lock)
+                held.enter_context(locks.hold(path, exclusive=exclusive, timeout=self.timeout))
             except NotFound:
                 raise NotFound(
                     f"there is no container {key[:12]} any more", hint="overlayctl ps -a"

@@ -52,11 +52,13 @@ def test_shared_holders_do_not_hinder_each_other(tmp_path: Path) -> None:
     with (
         locks.hold(path, exclusive=False),
         locks.hold(path, exclusive=False, timeout=0),
-        locks.attempt(path) as alone,
+        locks.attempt(path) as others,
     ):
-        assert not alone
-    with locks.attempt(path) as alone:
-        assert alone
+        assert [holder.name.split()[0] for holder in others] == [str(os.getpid())] * 2
+    with locks.attempt(path) as others:
+        assert others == []
+        with pytest.raises(Locked), locks.hold(path, exclusive=False, timeout=0):
+            pass
 
 
 def test_a_directory_that_was_replaced_meanwhile_is_locked_again(tmp_path: Path) -> None:
