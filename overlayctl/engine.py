@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overlayctl import names
@@ -402,12 +403,13 @@ class Engine:
         return mounts.mount_container(self.store, found.id, volatile=volatile, xino=xino)
 
     def unmount_container(self, name: str, *, lazy: bool) -> str:
-        """Unmount a container; its id."""
+        """Unmount a container; its id. Raises InUse for processes in it, unless ``lazy``."""
         from overlayctl.runtime import mounts
 
         with self._seeing_all():
             found = containers.resolve(self.layout, name)
-        with self.store.holding(found.id):
+        idle = nullcontext() if lazy else self.store.idle(found.id)
+        with self.store.holding(found.id), idle:
             view = self._views().get(found.id)
             if view is None:
                 raise NotFound(f"container {name} is not mounted", hint="overlayctl mounts")
