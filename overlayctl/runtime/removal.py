@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overlayctl import names
@@ -76,11 +77,13 @@ def remove_image(store: Store, name: str, *, force: bool, dry_run: bool) -> Remo
         for layer in gone:
             # A layer that a process works in is named before anything is unmade.
             attach.detach(store.layout, layer)
+        records.fault("image:after-detach")
         for tag in tied:
             images.untag(store.layout, tag)
         if holders:
             # As docker's -f does: the name goes, what the container needs stays.
             return Removed(shown, None, (), 0, tuple(holder.name for holder in holders))
+        _forget_mountpoint(store, image.hex)
         images.remove(store.layout, image.hex)
         by_name = dict(zip(image.layers, image.diff_ids, strict=True))
         freed = sum(layers.remove(store.layout, n) for n in gone)
@@ -122,9 +125,16 @@ def remove_container(store: Store, name: str, *, force: bool, dry_run: bool) -> 
         # An overlay that no mount table shows may still write there.
         upper = store.layout.snapshot(found.id, "upper")
         inuse.refuse_used([upper] if os.path.isdir(upper) else [])
+        _forget_mountpoint(store, found.id)
         snapshots.remove(store.layout, found.id)
         containers.remove(store.layout, found)
     return found.id
+
+
+def _forget_mountpoint(store: Store, key: str) -> None:
+    """Take away what a command that was killed around its mount left; nobody has it mounted."""
+    with suppress(FileNotFoundError):
+        os.rmdir(store.layout.merged(key))
 
 
 def reset(store: Store, *, dry_run: bool) -> dict[str, Any]:
