@@ -15,6 +15,7 @@ from overlayctl.kernel import libc, mounter, mounttable
 from overlayctl.layer import attach
 from overlayctl.mount import Merged
 from overlayctl.store import images, snapshots
+from overlayctl.store.records import fault
 
 if TYPE_CHECKING:
     from overlayctl.kernel.mounttable import MountInfo
@@ -105,6 +106,7 @@ def _mountpoint(target: str) -> bool:
         os.mkdir(target, 0o700)
     except FileExistsError:
         return False
+    fault("mount:after-mountpoint")
     return True
 
 
@@ -127,6 +129,7 @@ def _mount_container(store: Store, key: str, *, volatile: bool, xino: bool) -> s
             raise InUse(f"container {key[:12]}", [holder(view, key[:12])])
     used = snapshots.lowers(layout, snapshots.get(layout, key).layers)
     store.attach(used or [attach.EMPTY])
+    fault("mount:after-attach")
     overlay = snapshots.mounts(
         layout, _source(store, "container", key), key, volatile=volatile, xino=xino
     )
@@ -139,6 +142,7 @@ def _mount_container(store: Store, key: str, *, volatile: bool, xino: bool) -> s
             os.rmdir(target)
         shutil.rmtree(overlay.workdir, ignore_errors=True)
         raise
+    fault("mount:after-mount")
     # Only now is it sure that nobody else works in the older ones.
     for name in snapshots.work_directories(layout, key):
         if layout.snapshot(key, name) != overlay.workdir:
@@ -152,6 +156,7 @@ def unmount(store: Store, view: Merged, *, lazy: bool) -> None:
     Its mountpoint stays while another namespace has the view, too.
     """
     mounter.unmount(view.target, lazy=lazy)
+    fault("umount:after-umount")
     views = mounted(store, everywhere=True)
     own = view.target == store.layout.merged(view.id)
     if own and not any(other.target == view.target for other in views):
