@@ -145,6 +145,7 @@ def resolve(layout: Layout, text: str) -> Container:
 def remove(layout: Layout, container: Container) -> None:
     """Take away the record and the name of a container whose snapshot is gone."""
     records.remove(layout.container(container.id))
+    fault("container:after-unlink")
     # A record that is lost does not tell the name.
     every = records.names(layout.path("containers", "names"))
     for name in [container.name] if container.image else every:

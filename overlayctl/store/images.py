@@ -157,6 +157,7 @@ def tag(layout: Layout, staging: str, reference: str, image_hex: str) -> str | N
         return None
     staged = os.path.join(staging, "tag")
     records.write(staged, f"sha256:{image_hex}\n{reference}\n".encode())
+    fault("tag:before-rename")
     os.rename(staged, layout.path("tags", names.tag_file(reference)))
     records.sync_directory(layout.path("tags"))
     fault("tag:after-rename")
@@ -166,6 +167,7 @@ def tag(layout: Layout, staging: str, reference: str, image_hex: str) -> str | N
 def untag(layout: Layout, reference: str) -> None:
     """Take a reference away."""
     records.remove(layout.path("tags", names.tag_file(reference)))
+    fault("tag:after-unlink")
 
 
 def resolve(layout: Layout, text: str) -> tuple[Image, str | None]:
@@ -224,3 +226,4 @@ def remove(layout: Layout, image_hex: str) -> None:
     for name in records.names(layout.image(image_hex)):
         os.unlink(layout.image(image_hex, name))
     os.rmdir(layout.image(image_hex))
+    fault("image:after-removal")

@@ -84,9 +84,11 @@ def ingest_layers(
     ``staging``. New layers are synced when this returns. Raises LayerWentError.
     """
     try:
-        return _ingest(layout, staging, wanted, progress, unpacked=unpacked)
+        ingested = _ingest(layout, staging, wanted, progress, unpacked=unpacked)
     except (NotFound, FileNotFoundError) as error:
         raise LayerWentError from error
+    records.fault("ingest:after-sync")
+    return ingested
 
 
 def _ingest(

@@ -123,6 +123,7 @@ def remove(layout: Layout, name: str) -> int:
         for left in os.listdir(directory):
             os.unlink(os.path.join(directory, left))
         os.rmdir(directory)
+    fault("layer:after-removal")
     return size
 
 

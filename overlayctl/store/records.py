@@ -23,8 +23,45 @@ Record = dict[str, Any]
 VERSION = 1
 
 
+POINTS = frozenset(
+    {
+        "store:after-directories",
+        "store:after-empty",
+        "store:after-marker",
+        "ingest:after-sync",
+        "layer:after-rename",
+        "layer:after-unlink",
+        "layer:after-removal",
+        "image:before-rename",
+        "image:after-rename",
+        "image:after-detach",
+        "image:after-unlink",
+        "image:after-removal",
+        "tag:before-rename",
+        "tag:after-rename",
+        "tag:after-unlink",
+        "snapshot:before-rename",
+        "snapshot:after-rename",
+        "snapshot:after-workdir",
+        "snapshot:after-unlink",
+        "snapshot:after-upper",
+        "snapshot:after-removal",
+        "container:after-name",
+        "container:after-rename",
+        "container:after-unlink",
+        "mount:after-attach",
+        "mount:after-mountpoint",
+        "mount:after-mount",
+        "umount:after-umount",
+    }
+)
+"""Where a crash between two instructions matters. Each has a test that kills there."""
+
+
 def fault(point: str) -> None:
     """Nothing; unless a crash test arms this point, which then kills the process here."""
+    if point not in POINTS:
+        raise LookupError(point)
     if os.environ.get("OVERLAYCTL_FAULT") == point:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -157,12 +194,14 @@ def _make(layout: Layout) -> None:
     _claim(layout)
     for name in DIRECTORIES:
         os.makedirs(layout.path(name), mode=0o700, exist_ok=True)
+    fault("store:after-directories")
     with staging(layout) as place:
         if not os.path.exists(layout.empty):
             staged = os.path.join(place, "empty.erofs")
             erofs.write_empty(staged)
             _sync_file(staged)
             os.rename(staged, layout.empty)
+            fault("store:after-empty")
         marker = {
             "id": secrets.token_hex(8),
             "format": FORMAT_VERSION,
@@ -176,6 +215,7 @@ def _make(layout: Layout) -> None:
         # Two first commands at once: the one whose link comes second takes the other's marker.
         with contextlib.suppress(FileExistsError):
             os.link(staged, layout.marker)
+        fault("store:after-marker")
     sync_directory(layout.root)
     sync_directory(os.path.dirname(layout.root))
 

@@ -197,6 +197,7 @@ def mounts(layout: Layout, source: str, key: str, *, volatile: bool, xino: bool)
     _note_volatile(layout, key, volatile=volatile)
     work = layout.snapshot(key, f"work.{number}")
     os.mkdir(work, 0o700)
+    fault("snapshot:after-workdir")
     return Overlay(
         source,
         tuple(attach.lower(layout, name) for name in used),
@@ -263,5 +264,9 @@ def remove(layout: Layout, key: str) -> None:
     """Unmake a snapshot that is not mounted: ``keep`` first, then the rest in place."""
     records.remove(layout.snapshot(key, "keep"))
     fault("snapshot:after-unlink")
+    if os.path.isdir(layout.snapshot(key, "upper")):
+        shutil.rmtree(layout.snapshot(key, "upper"))
+    fault("snapshot:after-upper")
     if os.path.isdir(layout.snapshot(key)):
         shutil.rmtree(layout.snapshot(key))
+    fault("snapshot:after-removal")
