@@ -19,6 +19,7 @@ from tests import filesystems
 from tests.archives import docker_archive
 from tests.cli.conftest import Shell, reset
 from tests.layer.tars import directory, entry, tar
+from tests.store.stores import Silent
 
 LAYER = tar(
     directory("./"),
@@ -32,8 +33,10 @@ LAYER = tar(
 @pytest.fixture
 def cc(run: Shell, tmp_path: Path) -> str:
     """The id of a container named so."""
-    run("load", docker_archive(tmp_path / "a.tar", [LAYER]), sound=False)
-    return run("create", "--name", "cc", "demo", sound=False).out.strip()
+    archive = str(docker_archive(tmp_path / "a.tar", [LAYER]))
+    engine = Engine.open(run.store, create=True)
+    engine.load(archive, tag=None, platform=None, progress=Silent())
+    return engine.create("demo", name="cc", command=(), labels={}, mount=False).id
 
 
 def works(merged: Path) -> None:
