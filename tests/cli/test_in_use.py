@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from overlayctl.cli import main
 from overlayctl.engine import Engine
 from overlayctl.errors import InUse, NotFound
 from overlayctl.kernel import mounter, mounttable
@@ -188,29 +190,52 @@ def kernel_log(fd: int) -> list[str]:
             found.append(text.partition("\n")[0])
 
 
-def test_ordinary_use_leaves_no_warning_in_the_kernel_log(run: Shell, tmp_path: Path) -> None:
+def said_in_ordinary_use(store: str, archive: Path, log: int) -> list[str]:
+    """What the kernel says while all is used once; run in this process, to look only shortly."""
+    kernel_log(log)
+
+    def run(*arguments: str | Path) -> None:
+        assert main(["--root", store, *map(str, arguments)]) == 0
+
+    run("load", archive)
+    run("image", "mount", "demo")
+    run("create", "--name", "cc", "demo")
+    run("mount", "cc")
+    ((name, view),) = Engine.open(store)._views().items()
+    works(Path(view.target))
+    run("umount", name)
+    run("mount", "cc")
+    assert Path(view.target, "new").read_text() == "new"
+    run("umount", "cc")
+    run("umount", "demo")
+    said = kernel_log(log)
+    # To remove an upper the kernel is asked who has it, which leaves a line.
+    run("rm", "cc")
+    run("rmi", "demo")
+    return said
+
+
+def test_ordinary_use_leaves_no_warning_in_the_kernel_log(store: str, tmp_path: Path) -> None:
+    archive = docker_archive(tmp_path / "a.tar", [LAYER])
     fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK)
     try:
         os.lseek(fd, 0, os.SEEK_END)
-        run("load", docker_archive(tmp_path / "a.tar", [LAYER]))
-        run("image", "mount", "demo")
-        run("create", "--name", "cc", "demo")
-        works(run.path("mount", "cc"))
-        run("umount", "cc")
-        assert (run.path("mount", "cc") / "new").read_text() == "new"
-        run("umount", "cc")
-        run("umount", "demo")
-        assert kernel_log(fd) == []
-        # What would have been read: a second overlay on one upper is a warning.
-        merged = run.path("mount", "cc")
-        (tmp_path / "hand").mkdir()
-        (view,) = Engine.open(run.store)._views().values()
-        what = f"lowerdir={':'.join(view.lowers)},upperdir={view.upper},workdir={view.work}"
-        hand = ["mount", "-t", "overlay", "-o", what, "hand", str(tmp_path / "hand")]
-        subprocess.run(hand, check=True)
-        mounter.unmount(str(tmp_path / "hand"))
+        # The log is the whole machine's, and its lines name no path. What we cause comes always.
+        deadline = time.monotonic() + 30
+        while said := said_in_ordinary_use(store, archive, fd):
+            assert time.monotonic() < deadline, said
+        # What would have been found: that a second overlay is mounted on one upper.
+        work = os.path.join(store, "work")
+        upper = os.path.join(store, "upper")
+        for path in (work, upper, tmp_path / "one", tmp_path / "two"):
+            os.mkdir(path)
+        options = f"lowerdir={tmp_path},upperdir={upper},workdir={work}"
+        for place in ("one", "two"):
+            hand = ["mount", "-t", "overlay", "-o", options, "hand", str(tmp_path / place)]
+            subprocess.run(hand, check=True)
         assert any("in-use" in line for line in kernel_log(fd))
-        mounter.unmount(str(merged))
+        for place in ("one", "two"):
+            mounter.unmount(str(tmp_path / place))
     finally:
         os.close(fd)
 
@@ -219,6 +244,7 @@ def test_ordinary_use_leaves_no_warning_in_the_kernel_log(run: Shell, tmp_path: 
 
 HOLDER = """
 import sys
+from overlayctl.cli import main
 from overlayctl.engine import Engine
 store = Engine.open(sys.argv[1]).store
 key = sys.argv[3:]
