@@ -180,13 +180,22 @@ def detach(layout: Layout, name: str) -> bool:
     hold the layer themselves.
     """
     target = layout.diff(name)
-    if not os.path.lexists(target):
+    if not is_mountpoint(layout, target):
         return False
     if is_mounted(target):
         mounter.unmount(target)
     # Removing the mountpoint detaches the copies that other namespaces have of the mount.
     os.rmdir(target)
     return True
+
+
+def is_mountpoint(layout: Layout, path: str) -> bool:
+    """Whether there is such a directory in this namespace's ``attached/``.
+
+    A store that was copied while things were attached has files below its own, which
+    nobody sees once the tmpfs is mounted.
+    """
+    return os.path.lexists(path) and is_mounted(layout.attached)
 
 
 def is_mounted(path: str) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overlayctl import names
@@ -133,7 +132,7 @@ def remove_container(store: Store, name: str, *, force: bool, dry_run: bool) -> 
 
 def _forget_mountpoint(store: Store, key: str) -> None:
     """Take away what a command that was killed around its mount left; nobody has it mounted."""
-    with suppress(FileNotFoundError):
+    if attach.is_mountpoint(store.layout, store.layout.merged(key)):
         os.rmdir(store.layout.merged(key))
 
 

@@ -107,7 +107,7 @@ def _finish_snapshot(layout: Layout, key: str) -> None:
     if kept and (owned or snapshots.is_written(layout, key)):
         return
     merged = layout.merged(key)
-    if os.path.lexists(merged):
+    if attach.is_mountpoint(layout, merged):
         if attach.is_mounted(merged):
             return
         os.rmdir(merged)
