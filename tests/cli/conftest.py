@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
+from overlayctl.cli import main
 from overlayctl.engine import Engine
 
 
@@ -58,6 +61,23 @@ class Shell:
             env={**os.environ, "OVERLAYCTL_FAULT": fault},
         )
         return Done(os.fsdecode(done.stdout), os.fsdecode(done.stderr), done.returncode)
+
+
+class Here(Shell):
+    """The same in the process of the tests, ten times as fast: no fault can be armed."""
+
+    def _run(self, arguments: tuple[str | Path, ...], fault: str) -> Done:
+        assert not fault
+        out, err = _text(), _text()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = main(["--root", self.store, *map(str, arguments)])
+        for stream in (out, err):
+            stream.seek(0)
+        return Done(out.read(), err.read(), status)
+
+
+def _text() -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(), "utf-8", "surrogateescape", "", write_through=True)
 
 
 def reset(store: str) -> None:
