@@ -71,11 +71,13 @@ def _acquire(fd: int, path: str, *, exclusive: bool, deadline: float) -> None:
     pause = _POLL
     while not _try(fd, kind):
         if time.monotonic() >= deadline:
-            holders = ", ".join(f"{holder.kind} {holder.name}" for holder in _holders(fd))
+            holders = _holders(fd)
+            named = ", ".join(f"{holder.kind} {holder.name}" for holder in holders)
             raise Locked(
-                f"{path} is locked by {holders}",
+                f"{path} is locked by {named}",
                 hint="wait for it, or give --lock-timeout SECONDS",
                 path=path,
+                holders=[holder._asdict() for holder in holders],
             )
         time.sleep(pause)
         pause = min(2 * pause, _POLL_MAX)

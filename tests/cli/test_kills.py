@@ -14,7 +14,7 @@ import pytest
 
 from overlayctl.engine import Engine
 from overlayctl.errors import Conflict, NotFound
-from overlayctl.store.records import POINTS
+from overlayctl.store.records import POINTS, fault
 from tests import filesystems
 from tests.archives import docker_archive
 from tests.cli.conftest import Shell, reset
@@ -227,6 +227,8 @@ def test_killed(world: World, name: str, point: str, then: str) -> None:
 
 def test_every_point_is_one_where_a_command_is_killed() -> None:
     assert {point for _, point in cases()} == POINTS
+    with pytest.raises(LookupError):
+        fault("no:such-point")
 
 
 def test_the_commands_die_there_too(run: Shell, tmp_path: Path) -> None:

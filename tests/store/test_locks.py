@@ -47,6 +47,19 @@ def test_the_holder_is_named(tmp_path: Path) -> None:
         pass
 
 
+def test_a_try_waits_for_nobody_and_names_the_holder(tmp_path: Path) -> None:
+    path = str(tmp_path)
+    with held(path) as pid:
+        before = time.monotonic()
+        with locks.attempt(path) as others:
+            assert [(other.kind, other.name.split()[0]) for other in others] == [
+                ("process", str(pid))
+            ]
+        assert time.monotonic() - before < 1
+    with pytest.raises(NotFound), locks.attempt(os.path.join(path, "none")):
+        pass
+
+
 def test_shared_holders_do_not_hinder_each_other(tmp_path: Path) -> None:
     path = str(tmp_path)
     with (
