@@ -16,7 +16,9 @@ from overlayctl.cli import main
 from overlayctl.engine import Engine
 from overlayctl.errors import InUse, NotFound
 from overlayctl.kernel import mounter, mounttable
+from overlayctl.layer import attach
 from overlayctl.mount import Overlay
+from overlayctl.store import snapshots
 from tests import filesystems
 from tests.archives import docker_archive
 from tests.cli.conftest import Here, Shell, reset
@@ -112,14 +114,14 @@ def test_a_second_mount_here_is_the_first(run: Shell, cc: str) -> None:
 
 def test_a_second_overlay_here_is_refused(run: Shell, cc: str, tmp_path: Path) -> None:
     merged = run.path("mount", "cc")
-    (view,) = Engine.open(run.store)._views().values()
+    layout = Engine.open(run.store).layout
+    lowers = [attach.lower(layout, name) for name in snapshots.get(layout, cc).layers]
+    upper = layout.snapshot(cc, "upper")
     (tmp_path / "second").mkdir()
     work = Path(run.store, "snapshots", cc, "work.7")
     work.mkdir()
     with pytest.raises(InUse, match=f"at {merged} "):
-        mounter.mount(
-            Overlay("second", view.lowers, view.upper, str(work)), str(tmp_path / "second")
-        )
+        mounter.mount(Overlay("second", tuple(lowers), upper, str(work)), str(tmp_path / "second"))
     assert not os.path.ismount(tmp_path / "second")
     works(merged)
     run("umount", "cc")

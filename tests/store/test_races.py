@@ -424,7 +424,7 @@ def test_containers_mounted_at_the_same_moment_are_never_taken_for_one(
         ).read_text() == str(number)
 
     parties = [Party(partial(mount, box=box)) for box in boxes]
-    attach.attach(engine.layout, engine.store.id, [attach.EMPTY])
+    engine.store.attach([attach.EMPTY])
     with racing(engine.layout.root, *parties, Party(make_the_kernel_complain)) as race:
         for number in rounds:
             assert set(race.run(number)) == {"done"}
