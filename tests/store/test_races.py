@@ -31,6 +31,7 @@ from overlayctl.store import images, layers, records
 from tests.archives import diff_id, docker_archive
 from tests.filesystems import mounted
 from tests.layer.tars import entry, tar
+from tests.rootmount import enter_new_namespace
 from tests.store.stores import Silent, add_layers
 
 TIMEOUT = 60
@@ -38,14 +39,20 @@ TIMEOUT = 60
 
 
 class Party(NamedTuple):
-    """A process of a race: what it does in a round, and the errors that are an answer, too."""
+    """A process of a race: what it does in a round, and the errors that are an answer, too.
+
+    One that is ``apart`` has a mount namespace of its own.
+    """
 
     act: Callable[[Engine, int], object]
     may: tuple[type[OverlayctlError], ...] = ()
+    apart: bool = False
 
 
 def _take_part(party: Party, root: str, place: Connection) -> None:
     faulthandler.register(signal.SIGUSR1, all_threads=True)
+    if party.apart:
+        enter_new_namespace()
     engine = Engine.open(root)
     chance = random.Random(os.getpid())
     while (number := place.recv()) is not None:
@@ -259,6 +266,34 @@ def test_mount_against_image_rm(
             sound(engine)
             if engine.image_exists(abc.tag):
                 abc.unmount(engine)
+                abc.remove(engine)
+            assert layers.listed(engine.layout) == attached_layers(engine) == []
+    sound(engine, quick=False)
+
+
+def test_mount_in_other_namespaces_against_image_rm_and_detach(
+    engine: Engine, rounds: range, archive: Callable[..., Archive]
+) -> None:
+    abc = archive("abc")
+
+    def mount(engine: Engine, _: int) -> None:
+        view = engine.mount_image(abc.tag)
+        assert os.path.ismount(view)
+        look(view, "abc")
+        abc.unmount(engine)
+
+    with racing(
+        engine.layout.root,
+        Party(mount, (NotFound,), apart=True),
+        Party(mount, (NotFound,), apart=True),
+        Party(abc.remove, (InUse,)),
+        Party(lambda engine, _: engine.detach(None), apart=True),
+    ) as race:
+        for number in rounds:
+            abc.load(engine)
+            race.run(number)
+            sound(engine)
+            if engine.image_exists(abc.tag):
                 abc.remove(engine)
             assert layers.listed(engine.layout) == attached_layers(engine) == []
     sound(engine, quick=False)
