@@ -13,7 +13,8 @@
       volumes/<name>/                    volume.json, _data/
       ingest/                            staging: everything here is disposable
       empty.erofs                        an image of nothing, the second lower of a lone layer
-      attached/                          a private tmpfs with the mountpoints of this namespace
+      attached/                          a private tmpfs with the mountpoints of this namespace:
+                                         layers/<layer>/diff, merged/<key>
 
 State the kernel knows (mounted, in use) is never stored.
 """
@@ -104,9 +105,13 @@ class Layout:
         number = max(numbers, default=0) + after
         return os.path.join(directory, f"{stem}-{number}{suffix}" if number > 1 else stem + suffix)
 
+    def attach_point(self, name: str) -> str:
+        """Where a layer's own tmpfs is mounted, which holds its diff path."""
+        return self.path("attached", "layers", name)
+
     def diff(self, name: str) -> str:
         """Where a layer's tree is seen while it is attached: its diff path."""
-        return self.path("attached", "layers", name)
+        return self.path("attached", "layers", name, "diff")
 
     def merged(self, key: str) -> str:
         """Where a container's or an image's merged view is mounted."""

@@ -1,7 +1,9 @@
 """Attaching: a layer's tree becomes visible at its diff path, in this mount namespace.
 
-The mountpoints live on a private tmpfs, so that a diff path which is not attached does
-not exist: over a plain directory that lost its mount, an overlay would see an empty layer.
+A diff path which is not attached does not exist: over a plain directory that lost its
+mount, an overlay would see an empty layer. So its mountpoint lies on a tmpfs of its own,
+which no other mount namespace sees. ``attached/`` is a tmpfs too; one that was there when
+a namespace was copied is in both, and so are directories that are made in it later.
 One attach serves every overlay above it, which also makes its page cache one.
 
     buffered   the kernel reads the layer's file, through the page cache
@@ -14,10 +16,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from overlayctl.errors import Damaged, InUse, OverlayctlError
+from overlayctl.errors import Damaged, InUse
 from overlayctl.kernel import libc, lowers, mounter, mounttable, probe
 from overlayctl.layer.format import HEADER, PAGE
 from overlayctl.mount import Bind, Erofs, Lower, Mount, Tmpfs
@@ -62,18 +64,23 @@ def attach(layout: Layout, mark: str, names: Iterable[str], setting: probe.Setti
         if lacking:
             raise TreeMissingError(tuple(lacking))
     for name in wanted:
-        target = layout.diff(name)
-        fresh = False
+        _attach(layout, mark, name, _mount(layout, mark, name, way))
+
+
+def _attach(layout: Layout, mark: str, name: str, mount: Mount) -> None:
+    point, target = layout.attach_point(name), layout.diff(name)
+    with ExitStack() as undo:
+        with suppress(FileExistsError):
+            os.mkdir(point, 0o700)
+            # One that was there is also other namespaces': rmdir would take what they have.
+            undo.callback(os.rmdir, point)
+        if not is_mounted(point):
+            mounter.mount(Tmpfs(f"overlayctl:{mark}:layer:{name}"), point)
+            undo.callback(mounter.unmount, point)
         with suppress(FileExistsError):
             os.mkdir(target, 0o700)
-            fresh = True
-        try:
-            mounter.mount(_mount(layout, mark, name, way), target)
-        except OverlayctlError:
-            # One that was there is also other namespaces': rmdir would take theirs.
-            if fresh:
-                os.rmdir(target)
-            raise
+        mounter.mount(mount, target)
+        undo.pop_all()
 
 
 def _mount(layout: Layout, mark: str, name: str, way: probe.Way) -> Mount:
@@ -170,7 +177,8 @@ def is_attached(layout: Layout, name: str, mounts: lowers.Table | None = None) -
 def attached(layout: Layout) -> list[str]:
     """The names of the layers attached in this namespace, and of the empty image."""
     place = layout.path("attached", "layers")
-    return sorted({os.path.basename(mount.mount_point) for mount in mounttable.below(place)})
+    found = [mount.mount_point for mount in mounttable.below(place)]
+    return sorted({os.path.basename(os.path.dirname(at)) for at in found if at.endswith("/diff")})
 
 
 def detach(layout: Layout, name: str) -> bool:
@@ -179,13 +187,16 @@ def detach(layout: Layout, name: str) -> bool:
     Raises InUse naming the processes that work below it. Overlays above go on: they
     hold the layer themselves.
     """
-    target = layout.diff(name)
-    if not is_mountpoint(layout, target):
+    point, target = layout.attach_point(name), layout.diff(name)
+    if not is_mountpoint(layout, point):
         return False
-    if is_mounted(target):
-        mounter.unmount(target)
-    # Removing the mountpoint detaches the copies that other namespaces have of the mount.
-    os.rmdir(target)
+    for place in (target, point):
+        if os.path.lexists(place) and is_mounted(place):
+            mounter.unmount(place)
+    with suppress(FileNotFoundError):
+        os.rmdir(target)
+    # Removing the mountpoint detaches the copies that other namespaces have of the mounts.
+    os.rmdir(point)
     return True
 
 

@@ -131,6 +131,28 @@ def test_another_namespace_attaches_for_itself(run: Shell, tmp_path: Path) -> No
     assert [os.listdir(path) for path in paths] == [["a"], ["b"]]
 
 
+def test_what_is_attached_later_is_not_there_where_its_tmpfs_was_inherited(
+    run: Shell, paths: list[Path], tmp_path: Path
+) -> None:
+    """The other namespace has its own copy of ``attached/``, on which the layer's place is made."""
+    (tmp_path / "place").mkdir()
+    with process(*elsewhere(":")) as other:
+        inside = ("nsenter", "-m", "-t", str(other.pid))
+        run("load", docker_archive(tmp_path / "b.tar", [*LAYERS[::-1], tar()], tags=("later:x",)))
+        run("layer", "detach", "--all")
+        for number in (1, 2, 3):
+            path = run.path("layer", "path", f"later:x:{number}")
+            assert "No such file" in fails(*inside, "ls", path)
+            options = f"lowerdir={path}:{tmp_path}"
+            place = tmp_path / "place"
+            fails(*inside, "mount", "-t", "overlay", "-o", options, "overlay", place)
+        overlayctl = (sys.executable, "-m", "overlayctl", "--root", run.store)
+        path = run.path("layer", "path", "later:x:2")
+        for command in ((*overlayctl, "layer", "path", "later:x:2"), ("ls", path)):
+            done = subprocess.run([*inside, *command], capture_output=True, text=True, check=True)
+            assert done.stdout.strip() in (str(path), "a")
+
+
 def test_what_is_detached_here_is_gone_where_it_was_inherited(
     run: Shell, paths: list[Path], tmp_path: Path
 ) -> None:

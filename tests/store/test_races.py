@@ -196,7 +196,7 @@ def _read(name: str, directory: int) -> str:
 def attached_layers(engine: Engine) -> list[str]:
     """The letters of the layers whose diff path is there; each shows its layer."""
     with engine.store.locked(exclusive=False):
-        found = records.names(engine.layout.path("attached", "layers"))
+        found = attach.attached(engine.layout)
         for name in found:
             if name != attach.EMPTY:
                 assert attach.is_mounted(engine.layout.diff(name)), name
