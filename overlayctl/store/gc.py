@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from overlayctl.errors import OverlayctlError
+from overlayctl.errors import KernelRefused, OverlayctlError
+from overlayctl.kernel import inuse
 from overlayctl.layer import attach
 from overlayctl.store import containers, images, layers, records, snapshots, staging
 
@@ -107,10 +108,21 @@ def _finish_snapshot(layout: Layout, key: str) -> None:
     if kept and (owned or snapshots.is_written(layout, key)):
         return
     merged = layout.merged(key)
-    if attach.is_mountpoint(layout, merged):
-        if attach.is_mounted(merged):
-            return
+    there = attach.is_mountpoint(layout, merged)
+    if there and attach.is_mounted(merged):
+        return
+    if kept and _may_be_written(layout.snapshot(key, "upper")):
+        return
+    if there:
         os.rmdir(merged)
     records.remove(layout.snapshot(key, "keep"))
     shutil.rmtree(layout.snapshot(key), ignore_errors=True)
     records.remove(layout.container(key))
+
+
+def _may_be_written(upper: str) -> bool:
+    """Whether an overlay that no mount of ours shows has the upper, or nobody can tell."""
+    try:
+        return os.path.isdir(upper) and inuse.upper_in_use(upper)
+    except KernelRefused:
+        return True

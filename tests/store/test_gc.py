@@ -6,12 +6,14 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from overlayctl.errors import Conflict
+from overlayctl.kernel import mounter
 from overlayctl.layout import Layout
 from overlayctl.store import check, containers, gc, images, layers, records, snapshots
 from tests.layer.tars import directory, entry, tar
@@ -146,6 +148,32 @@ def test_an_upper_with_content_stays_though_nobody_owns_it(layout: Layout) -> No
         ).read_text()
         == "written"
     )
+
+
+def test_an_upper_that_somebody_writes_to_stays_though_it_is_empty(
+    layout: Layout, tmp_path: Path
+) -> None:
+    """Its container's record was removed by hand, and no mount of this store shows the overlay."""
+    container = stores.add_container(layout, stores.add_image(layout, TAR))
+    os.unlink(layout.container(container.id))
+    (tmp_path / "lower").mkdir()
+    (tmp_path / "seen").mkdir()
+    os.mkdir(layout.snapshot(container.id, "work.1"))
+    options = (
+        f"lowerdir={tmp_path / 'lower'},upperdir={layout.snapshot(container.id, 'upper')},"
+        f"workdir={layout.snapshot(container.id, 'work.1')}"
+    )
+    subprocess.run(
+        ["mount", "-t", "overlay", "-o", options, "mine", tmp_path / "seen"], check=True
+    )
+    try:
+        assert finished(layout) == ["snapshot-orphan"]
+        (tmp_path / "seen" / "new").write_text("written")
+    finally:
+        mounter.unmount(str(tmp_path / "seen"))
+    assert Path(layout.snapshot(container.id, "upper"), "new").read_text() == "written"
+    os.unlink(Path(layout.snapshot(container.id, "upper"), "new"))
+    assert finished(layout) == []
 
 
 def test_what_is_not_ours_hinders_nobody_and_is_not_touched(layout: Layout) -> None:
