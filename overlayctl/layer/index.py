@@ -312,16 +312,19 @@ def device_number(node: Node) -> tuple[int, int]:
     return node.rdev >> 8 & 0xFFF, node.rdev & 0xFF | node.rdev >> 12 & 0xFFF00
 
 
-def verify(file: str | bytes | os.PathLike[str]) -> list[str]:
+def verify(file: str | bytes | os.PathLike[str] | int) -> list[str]:
     """Which parts are not what they were: of ``header``, ``superblock``, ``tar``, ``index``.
 
-    Reads the whole file. Without its header nothing else can be judged. Raises OSError.
+    Reads the whole file; a descriptor stays the caller's. Without its header nothing else
+    can be judged. Raises OSError.
     """
-    with open(file, "rb", buffering=0) as stream:
+    ours = not isinstance(file, int)
+    with open(file, "rb", buffering=0, closefd=ours) as stream:
         fd = stream.fileno()
         size = os.fstat(fd).st_size
         try:
-            header = Header.parse(os.pread(fd, HEADER, 0), os.fsdecode(file))
+            name = os.readlink(f"/proc/self/fd/{fd}")
+            header = Header.parse(os.pread(fd, HEADER, 0), name)
         except Damaged:
             return ["header"]
         wrong = []

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 from overlayctl import names
 from overlayctl.digest import chain_ids, hex_of, of_bytes
-from overlayctl.errors import OverlayctlError
-from overlayctl.layer import index, stack
+from overlayctl.errors import BadTar, Damaged, HostCannot, NotFound, OverlayctlError, Usage
+from overlayctl.kernel import lowers, mounttable
+from overlayctl.layer import attach, index, stack
+from overlayctl.layer.format import HEADER
+from overlayctl.layout import DIRECTORIES, generation
 from overlayctl.store import containers, gc, images, layers, records, snapshots, staging
 
 if TYPE_CHECKING:
@@ -30,18 +35,42 @@ class Finding(NamedTuple):
     users: tuple[str, ...] = ()
 
 
+class Stale(NamedTuple):
+    """An attach of a file that is no longer the layer's: who sees it (a pid), and what it shows."""
+
+    layer: str
+    pid: int
+    shows: str
+
+
 def check(
-    layout: Layout, *, quick: bool = False, only: Collection[str] | None = None
+    layout: Layout,
+    *,
+    quick: bool = False,
+    deep: bool = False,
+    only: Collection[str] | None = None,
 ) -> list[Finding]:
     """What is wrong with the store; ``quick`` leaves the hashing of layers out.
 
-    ``only`` hashes but the layers with these files.
+    ``deep`` derives every index again. ``only`` reads but the layers with these files.
+    Raises HostCannot where a deep check cannot be done.
     """
     users = gc.layer_users(layout)
-    found: list[Finding] = []
+    found = []
     for name in records.names(layout.path("layers")):
-        unhashed = quick or (only is not None and layout.layer_file(name) not in only)
-        found += layer(layout, name, tuple(users.get(name, ())), quick=unhashed)
+        read = not quick and (only is None or layout.layer_file(name) in only)
+        found += layer(layout, name, tuple(users.get(name, ())), quick=not read, deep=deep and read)
+    return found + but_layers(layout)
+
+
+def but_layers(layout: Layout) -> list[Finding]:
+    """What is wrong beside the content of layers: no layer is read."""
+    users = gc.layer_users(layout)
+    found = [
+        Finding("directory-missing", layout.path(name), "a directory of the store is gone")
+        for name in DIRECTORIES
+        if not os.path.isdir(layout.path(name))
+    ]
     found += [
         Finding("layer-missing", layout.layer_file(name), f"layer {name[:12]} is gone", tuple(who))
         for name, who in users.items()
@@ -51,6 +80,12 @@ def check(
         Finding("layer-orphan", layout.layer(name), f"nobody names layer {name[:12]}")
         for name in gc.orphans(layout)
     ]
+    for name in layers.listed(layout):
+        found += [
+            Finding("layer-superseded", path, "a newer file of that layer is what counts")
+            for path in superseded(layout, name)
+        ]
+    found += _attached(layout)
     found += _empty_image(layout)
     found += _images(layout)
     found += _tags(layout)
@@ -64,17 +99,43 @@ def check(
     return found
 
 
-def layer(layout: Layout, name: str, users: tuple[str, ...], *, quick: bool) -> list[Finding]:
+def superseded(layout: Layout, name: str) -> list[str]:
+    """The files of a layer that no longer count, the newest of them first."""
+    numbers = {
+        generation(found, "layer", ".erofs"): found for found in records.names(layout.layer(name))
+    }
+    old = sorted(number for number in numbers if number)[-2::-1]
+    paths = [os.path.join(layout.layer(name), numbers[number]) for number in old]
+    return [path for path in paths if os.path.isfile(path)]
+
+
+def layer(
+    layout: Layout, name: str, users: tuple[str, ...], *, quick: bool, deep: bool = False
+) -> list[Finding]:
     """What is wrong with one layer: which part of its file, and whom it harms."""
     path = layout.layer_file(name)
     if not os.path.isdir(layout.layer(name)):
         return [Finding("layer-foreign", layout.layer(name), "this is no layer")]
-    if not os.path.exists(path):
+    try:
+        fd = layers.open_file(layout, name)
+    except FileNotFoundError:
         return [Finding("layer-empty", layout.layer(name), "a layer's directory without its file")]
+    except OSError as error:
+        return [Finding("layer-unreadable", path, error.strerror or str(error), users)]
+    try:
+        found = _content(path, name, fd, users, quick=quick)
+        return found or (_not_derived(layout, name, fd, users) if deep else [])
+    finally:
+        os.close(fd)
+
+
+def _content(
+    path: str, name: str, fd: int, users: tuple[str, ...], *, quick: bool
+) -> list[Finding]:
     wrong: list[str] = []
     try:
-        wrong = [] if quick else index.verify(path)
-        with index.Index.open(path) as opened:
+        wrong = [] if quick else index.verify(fd)
+        with index.Index.open(fd) as opened:
             recorded = hex_of(opened.header.diff_id) + stack.facts_suffix(opened.facts())
     except OverlayctlError as error:
         recorded = name
@@ -88,6 +149,66 @@ def layer(layout: Layout, name: str, users: tuple[str, ...], *, quick: bool) -> 
     ]
     if recorded != name and not wrong:
         found.append(Finding("layer-misnamed", path, f"it holds layer {recorded}", users))
+    return found
+
+
+def _not_derived(layout: Layout, name: str, fd: int, users: tuple[str, ...]) -> list[Finding]:
+    """Compare a layer that agrees with itself with what its tar and the layers below give."""
+    try:
+        why = _difference(layout, name, fd)
+    except NotFound:
+        return []  # What lies below is what is wrong, and is named for itself.
+    except (Damaged, BadTar) as error:
+        why = str(error)
+    return [Finding("layer-not-derived", layout.layer_file(name), why, users)] if why else []
+
+
+def _difference(layout: Layout, name: str, fd: int) -> str:
+    from overlayctl.layer import erofs
+    from overlayctl.layer.format import Header
+    from overlayctl.store import derive
+
+    block = os.pread(fd, HEADER, 0)
+    header = Header.parse(block, layout.layer_file(name))
+    if header.writer != erofs.WRITER:
+        return ""
+    try:
+        again = os.open(layout.ingest, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        try:
+            same = derive.write(layout, name, fd, header.tar_size, again).encode() == block
+        finally:
+            os.close(again)
+    except OSError as error:
+        if error.errno not in {
+            errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EOPNOTSUPP, errno.ENOENT,
+        }:  # fmt: skip
+            raise
+        raise HostCannot(
+            f"a deep check writes each layer again, in {layout.ingest}: {error.strerror}",
+            hint="overlayctl system check, without --deep, reads only",
+        ) from error
+    return "" if same else "its index is not what follows from its tar"
+
+
+def stale(layout: Layout) -> Iterator[Stale]:
+    """Attaches, in every mount namespace that can be read, of files that no longer count."""
+    place = layout.path("attached", "layers")
+    for pid, mount in mounttable.everywhere():
+        name = os.path.basename(mount.mount_point)
+        if os.path.dirname(mount.mount_point) == place and attach.is_stale(layout, name, mount):
+            shows = os.path.basename(lowers.backing(mount.source)).removesuffix(" (deleted)")
+            yield Stale(name, pid, shows)
+
+
+def _attached(layout: Layout) -> list[Finding]:
+    found = []
+    for name, pid, shows in stale(layout):
+        where, command = "here", f"overlayctl layer detach {name[:12]}"
+        if pid != os.getpid():
+            where = f"in the mount namespace of process {pid}"
+            command = f"nsenter -m -t {pid} {command}"
+        message = f"it shows {shows} {where}, which no longer counts: {command}"
+        found.append(Finding("attach-stale", layout.diff(name), message))
     return found
 
 
@@ -117,6 +238,8 @@ def _image(layout: Layout, image: images.Image, users: tuple[str, ...]) -> list[
     found = []
     path = layout.image(image.hex, "image.json")
     listed = image.record["layers"]
+    if image.record.get("id") != image.id:
+        found.append(Finding("image-misnamed", path, "it says that it is another image", users))
     if [name[:64] for name in image.layers] != [hex_of(diff_id) for diff_id in image.diff_ids]:
         found.append(Finding("image-damaged", path, "its layers are not its diff_ids", users))
     chains = [layer["chain_id"] for layer in listed if "chain_id" in layer]
@@ -173,6 +296,7 @@ def _tags(layout: Layout) -> list[Finding]:
 def _containers(layout: Layout) -> list[Finding]:
     found = []
     known = set(containers.listed(layout))
+    loaded = set(images.listed(layout))
     for container_id in containers.recorded(layout):
         path = layout.container(container_id)
         try:
@@ -183,7 +307,19 @@ def _containers(layout: Layout) -> list[Finding]:
         if container_id not in known:
             message = "its snapshot is gone: the next command that writes removes it"
             found.append(Finding("container-unfinished", path, message))
-        elif containers.named(layout, container.name) != container_id:
+            continue
+        if records.read(path).get("id") != container_id:
+            message = "it says that it is another container"
+            found.append(Finding("container-misnamed", path, message))
+        if container.image not in loaded:
+            message = f"its image {names.short(container.image)} is gone"
+            found.append(Finding("container-imageless", path, message))
+        try:
+            names.container_name(container.name)
+        except Usage as error:
+            found.append(Finding("container-damaged", path, str(error)))
+            continue
+        if containers.named(layout, container.name) != container_id:
             path = layout.container_name(container.name)
             message = f"it does not lead to container {container_id[:12]}, whose name it is"
             found.append(Finding("container-nameless", path, message))
@@ -201,6 +337,9 @@ def _snapshots(layout: Layout) -> list[Finding]:
             continue
         try:
             snapshots.get(layout, key)
+            if records.read(layout.snapshot(key, "snapshot.json")).get("key") != key:
+                message = "it says that it is another snapshot"
+                found.append(Finding("snapshot-misnamed", path, message))
         except OverlayctlError as error:
             found.append(Finding("snapshot-damaged", path, str(error)))
         if snapshots.lost_writes(layout, key):

@@ -8,7 +8,9 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from overlayctl import names
 from overlayctl.errors import NotFound
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from overlayctl.layer.format import Header
     from overlayctl.layout import Layout
 
+_T = TypeVar("_T")
+
 
 class LayerStat(NamedTuple):
     """A stored layer: sizes in bytes, ``disk`` as the blocks that the store spends on it."""
@@ -33,22 +37,40 @@ class LayerStat(NamedTuple):
 
 def listed(layout: Layout) -> list[str]:
     """The names of all stored layers."""
-    return [
-        name
-        for name in records.names(layout.path("layers"))
-        if os.path.exists(layout.layer_file(name))
-    ]
+    return [name for name in records.names(layout.path("layers")) if exists(layout, name)]
 
 
 def exists(layout: Layout, name: str) -> bool:
     """Whether the layer is stored."""
-    return os.path.exists(layout.layer_file(name))
+    try:
+        _of_today(layout, name, os.stat)
+    except OSError:
+        return False  # As os.path.exists answers.
+    return True
+
+
+def _of_today(layout: Layout, name: str, use: Callable[[str], _T]) -> _T:
+    """What ``use`` makes of the layer's file, which a repair may replace before it is opened."""
+    path = layout.layer_file(name)
+    while True:
+        try:
+            return use(path)
+        except FileNotFoundError:
+            newer = layout.layer_file(name)
+            if newer == path:
+                raise
+            path = newer
+
+
+def open_file(layout: Layout, name: str) -> int:
+    """A descriptor of the layer's file. Raises OSError."""
+    return _of_today(layout, name, partial(os.open, flags=os.O_RDONLY | os.O_CLOEXEC))
 
 
 def open_index(layout: Layout, name: str) -> Index:
     """The layer's index, attached or not. Raises NotFound, Damaged."""
     try:
-        return Index.open(layout.layer_file(name))
+        return _of_today(layout, name, Index.open)
     except FileNotFoundError:
         raise NotFound(
             f"the layer {names.short(name)} is missing", hint="overlayctl system check"
@@ -58,7 +80,7 @@ def open_index(layout: Layout, name: str) -> Index:
 def stat(layout: Layout, name: str) -> LayerStat:
     """What is known of a stored layer. Raises NotFound, Damaged."""
     with open_index(layout, name) as index:
-        return LayerStat(name, index.header, os.stat(layout.layer_file(name)).st_blocks * 512)
+        return LayerStat(name, index.header, _of_today(layout, name, os.stat).st_blocks * 512)
 
 
 def commit(layout: Layout, staged: str, name: str) -> bool:

@@ -199,7 +199,7 @@ def _make(layout: Layout) -> None:
         if not os.path.exists(layout.empty):
             staged = os.path.join(place, "empty.erofs")
             erofs.write_empty(staged)
-            _sync_file(staged)
+            sync_file(staged)
             os.rename(staged, layout.empty)
             fault("store:after-empty")
         marker = {
@@ -235,7 +235,8 @@ def _claim(layout: Layout) -> None:
     os.chmod(layout.root, 0o700)
 
 
-def _sync_file(path: str) -> None:
+def sync_file(path: str) -> None:
+    """Make a file's content durable (fsync(2))."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)

@@ -163,9 +163,7 @@ def test_an_upper_that_somebody_writes_to_stays_though_it_is_empty(
         f"lowerdir={tmp_path / 'lower'},upperdir={layout.snapshot(container.id, 'upper')},"
         f"workdir={layout.snapshot(container.id, 'work.1')}"
     )
-    subprocess.run(
-        ["mount", "-t", "overlay", "-o", options, "mine", tmp_path / "seen"], check=True
-    )
+    subprocess.run(["mount", "-t", "overlay", "-o", options, "mine", tmp_path / "seen"], check=True)
     try:
         assert finished(layout) == ["snapshot-orphan"]
         (tmp_path / "seen" / "new").write_text("written")
