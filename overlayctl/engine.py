@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -427,17 +427,32 @@ class Engine:
 
     # -- the store -------------------------------------------------------------------
 
-    def check(self, *, quick: bool = False) -> list[dict[str, Any]]:
-        """What is wrong with the store; a fault counts that is still there under the lock."""
+    def check(self, *, quick: bool = False, deep: bool = False) -> list[dict[str, Any]]:
+        """What is wrong with the store; a fault counts that is still there under the lock.
+
+        ``deep`` derives every index again. Raises HostCannot where that cannot be done.
+        """
         from overlayctl.store import check
 
-        first = check.check(self.layout, quick=quick)
+        first = check.check(self.layout, quick=quick, deep=deep)
         if not first:
             return []
         with self._seeing_all():
             # Whoever changes something waits: so no layer is hashed that was found whole.
-            again = set(check.check(self.layout, quick=quick, only={f.path for f in first}))
+            seen = {finding.path for finding in first}
+            again = set(check.check(self.layout, quick=quick, deep=deep, only=seen))
         return _rows(finding for finding in first if finding in again)
+
+    def repair(self, *, deep: bool = False) -> dict[str, list[dict[str, Any]]]:
+        """Repair what can be: what was done, and what is still wrong."""
+        from overlayctl.store import repair
+
+        done, remaining = repair.repair(self.store, deep=deep)
+        rows = zip(done, _rows(one.finding for one in done), strict=True)
+        return {
+            "Repaired": [{"Action": one.action, **row} for one, row in rows],
+            "Findings": _rows(remaining),
+        }
 
     def info(self) -> dict[str, Any]:
         """What this store is and what this host can."""
@@ -503,7 +518,7 @@ def _host(image: str) -> dict[str, Any]:
     }
 
 
-def _rows(findings: Iterator[Finding]) -> list[dict[str, Any]]:
+def _rows(findings: Iterable[Finding]) -> list[dict[str, Any]]:
     return [
         {"Tag": f.tag, "Path": f.path, "Message": f.message, "Users": list(f.users)}
         for f in findings
