@@ -22,9 +22,17 @@ either = render.noun(explained="Short forms.")
 def check(
     *,
     quick: Annotated[bool, typer.Option("--quick", help="Records only, no hashing.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Also derive every index again.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Repair what can be; never what a person wrote.")
+    ] = False,
 ) -> int:
-    """Compare every stored byte with what it was; exit status 6 where damage is found."""
-    return findings(engine().check(quick=quick))
+    """Compare every stored byte with what it was; exit status 6 where damage is found, or stays."""
+    if quick and (deep or repair):
+        raise Usage("--quick reads no layer, --deep and --repair do", hint="leave --quick out")
+    if repair:
+        return repaired(engine().repair(deep=deep))
+    return findings(engine().check(quick=quick, deep=deep))
 
 
 @app.command("info", cls=Verb)
@@ -250,10 +258,25 @@ def findings(found: Sequence[Mapping[str, Any]]) -> int:
         render.document(found)
     else:
         for one in found:
-            users = render.joined(one.get("Users"))
-            needed = f" (used by {users})" if users else ""
-            text = f"{one['Tag']}: {render.joined(one['Path'])}: {one['Message']}{needed}"
-            render.line(render.printable(text))
+            render.line(_finding(one))
         if not found:
             render.note("no damage found")
     return 6 if found else 0
+
+
+def repaired(told: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
+    """Print what a repair did and what remains; exit status 6 if that is anything."""
+    if asked.json:
+        render.document(told)
+        return 6 if told["Findings"] else 0
+    for one in told["Repaired"]:
+        render.line(f"{one['Action']}: {_finding(one)}")
+    if told["Repaired"] and not told["Findings"]:
+        return 0
+    return findings(told["Findings"])
+
+
+def _finding(one: Mapping[str, Any]) -> str:
+    users = render.joined(one.get("Users"))
+    needed = f" (used by {users})" if users else ""
+    return render.printable(f"{one['Tag']}: {render.joined(one['Path'])}: {one['Message']}{needed}")
