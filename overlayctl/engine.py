@@ -10,6 +10,7 @@ hold (``Store.deciding``); long work happens before it, in staging.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
@@ -334,7 +335,7 @@ class Engine:
             snapshots.prepare(self.layout, own, identifier, "container", found.layers)
             try:
                 containers.commit(self.layout, own, container)
-            except Conflict:
+            except (Conflict, OSError):
                 snapshots.remove(self.layout, identifier)
                 raise
         merged = self.mount_container(identifier, volatile=False, xino=False) if mount else None
@@ -502,10 +503,20 @@ def host(root: str) -> dict[str, Any]:
         return _host(empty)
     while not os.path.isdir(root):
         root = os.path.dirname(os.path.abspath(root))
-    with tempfile.TemporaryDirectory(prefix=".overlayctl-", dir=root) as place:
-        image = os.path.join(place, "empty.erofs")
-        erofs.write_empty(image)
-        return _host(image)
+
+    def tried(directory: str | None) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(prefix=".overlayctl-", dir=directory) as place:
+            image = os.path.join(place, "empty.erofs")
+            erofs.write_empty(image)
+            return _host(image)
+
+    try:
+        return tried(root)
+    except OSError as error:
+        if error.errno not in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            raise
+        # Nothing can be tried there; what the kernel can shows elsewhere, too.
+        return tried(None)
 
 
 def _host(image: str) -> dict[str, Any]:
