@@ -6,6 +6,7 @@
     |  |- BadArchive        bad-archive         1   no image, or one that contradicts itself
     |  |- DigestMismatch    digest-mismatch     1   the bytes are not the promised ones
     |  `- LimitExceeded     limit-exceeded      1   larger than a stated limit
+    |- DiskFull             disk-full           1   no room: bytes, inodes or a quota
     |- Usage                usage               2   the call's words are off
     |- NotFound             not-found           3
     |- Conflict             conflict            4   in the way of something that exists
@@ -75,6 +76,50 @@ class LimitExceeded(BadInput):
     """Larger than a stated limit."""
 
     code = "limit-exceeded"
+
+
+class DiskFull(OverlayctlError):
+    """The store's disk has too few bytes or inodes, or a quota is used up.
+
+    What is needed is not known where the kernel refused in the course of the work: then
+    ``said`` are its words. ``free_inodes`` is None on a filesystem that does not count them.
+    """
+
+    code = "disk-full"
+
+    def __init__(
+        self, *, free_bytes: int, free_inodes: int | None, needed_bytes: int = 0,
+        needed_inodes: int = 0, reserve: int = 0, said: str = "",
+    ) -> None:  # fmt: skip
+        missing_bytes = max(0, needed_bytes - free_bytes)
+        missing_inodes = 0 if free_inodes is None else max(0, needed_inodes - free_inodes)
+        parts = []
+        if missing_bytes:
+            kept = f" ({reserve:,} of them as a reserve)" if reserve else ""
+            parts.append(
+                f"{needed_bytes:,} bytes are needed{kept}, {free_bytes:,} are free, "
+                f"{missing_bytes:,} are missing"
+            )
+        if missing_inodes:
+            parts.append(
+                f"{needed_inodes:,} inodes are needed, {free_inodes:,} are free, "
+                f"{missing_inodes:,} are missing"
+            )
+        if not parts:
+            inodes = "" if free_inodes is None else f" and {free_inodes:,} inodes"
+            parts.append(f"{said}, with {free_bytes:,} bytes{inodes} free")
+        super().__init__(
+            f"the store's disk is full: {'; '.join(parts)}",
+            hint="make room with overlayctl image rm and container rm, then repeat the command",
+            needed_bytes=needed_bytes,
+            free_bytes=free_bytes,
+            missing_bytes=missing_bytes,
+            needed_inodes=needed_inodes,
+            free_inodes=free_inodes,
+            missing_inodes=missing_inodes,
+        )
+        self.free_bytes = free_bytes
+        self.free_inodes = free_inodes
 
 
 class Usage(OverlayctlError):

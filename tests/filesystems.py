@@ -64,6 +64,18 @@ def mounted(
         _run("umount", root)
 
 
+@contextmanager
+def through_fuse(directory: Path, place: Path) -> Iterator[Path]:
+    """The same directory once more, through FUSE, at ``place``."""
+    require("bindfs")
+    place.mkdir()
+    _run("bindfs", directory, place)
+    try:
+        yield place
+    finally:
+        _run("umount", place)
+
+
 def remount(root: Path, options: str) -> None:
     """Change the options of the whole filesystem at ``root``, ``ro`` or ``rw`` mostly."""
     _run("mount", "-o", f"remount,{options}", root)
@@ -102,6 +114,14 @@ class Filled(NamedTuple):
         """Give the room back, at once."""
         shutil.rmtree(self.directory)
         # btrfs frees what a transaction removed when it is committed, others in the background.
+        _run("sync", "--file-system", self.directory.parent)
+
+    def give_back(self, number: int, size: int = 0) -> None:
+        """Give back so many inodes, and so many bytes."""
+        for name in sorted(os.listdir(self.directory))[:number]:
+            (self.directory / name).unlink()
+        if size:
+            os.truncate(self.directory / "most", (self.directory / "most").stat().st_size - size)
         _run("sync", "--file-system", self.directory.parent)
 
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from overlayctl.digest import DiffID
-from overlayctl.errors import BadTar, DigestMismatch, LimitExceeded
-from overlayctl.kernel import libc
+from overlayctl.errors import BadTar, DigestMismatch
+from overlayctl.kernel import disk, libc
 from overlayctl.layer import erofs
 from overlayctl.layer.format import PAGE
 from overlayctl.layer.tar import Limits, TarReader
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 _WRITEBACK = 8 << 20
 _COPY = 64 << 20
-_RESERVE = 16 << 20
 
 
 class Received(NamedTuple):
@@ -54,7 +53,7 @@ def receive(
 ) -> Received:
     """Write the tar to ``fd`` from byte 4096 (PAGE) on, hashing it as it passes.
 
-    Raises DigestMismatch if it is not ``expected``, LimitExceeded before the disk is full.
+    Raises DigestMismatch if it is not ``expected``, DiskFull before the disk is full.
     ``progress`` is told the number of bytes of each piece.
     """
     digest = hashlib.sha256()
@@ -63,8 +62,9 @@ def receive(
     for chunk in chunks:
         digest.update(chunk)
         if at >= checked:
-            _check_space(fd, at)
-            checked = at + _RESERVE // 2
+            # How long a compressed layer is, its end tells; a bomb must not fill the disk.
+            disk.look(fd)
+            checked = at + disk.RESERVE // 2
         view = memoryview(chunk)
         while view:
             written = os.pwrite(fd, view, at)
@@ -79,16 +79,6 @@ def receive(
     if expected is not None and diff_id != expected:
         raise DigestMismatch("a layer's tar", expected=expected, actual=diff_id)
     return Received(diff_id, at - PAGE)
-
-
-def _check_space(fd: int, at: int) -> None:
-    free = os.fstatvfs(fd)
-    if free.f_bavail * free.f_frsize < _RESERVE:
-        raise LimitExceeded(
-            f"the disk is full: {free.f_bavail * free.f_frsize} bytes free after {at} bytes of "
-            f"a layer, {_RESERVE} are kept free",
-            hint="free some space (overlayctl image rm, container rm), then repeat the command",
-        )
 
 
 def describe(fd: int, received: Received, limits: Limits | None = None) -> Described:

@@ -9,7 +9,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, Self
 
-from overlayctl.errors import BadArchive, HostCannot, LimitExceeded, NotFound, Usage
+from overlayctl.errors import BadArchive, HostCannot, NotFound, Usage
+from overlayctl.kernel import disk
 from overlayctl.layer import compression
 from overlayctl.layer.compression import PIECE, Buffer, Source, chunks, codec, head
 
@@ -62,7 +63,7 @@ def open_file(path: str, spool: Callable[[], int], owned: ExitStack, *, expand: 
 
     What cannot seek is written to the fd that ``spool`` returns, and with ``expand`` also
     what is compressed, uncompressed then. Raises NotFound, Usage, HostCannot, BadArchive,
-    LimitExceeded.
+    LimitExceeded for a bomb, DiskFull.
     """
     where = "standard input" if path == "-" else path
     fd = _descriptor(path)
@@ -123,19 +124,14 @@ def _spooled(
 ) -> Source:
     fd = spool()
     owned.callback(os.close, fd)
-    at = 0
-    try:
-        for piece in pieces:
-            view = memoryview(piece)
-            while view:
-                written = os.pwrite(fd, view, at)
-                at += written
-                view = view[written:]
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise LimitExceeded(
-                f"the disk is full after {at} bytes of {where}",
-                hint="free some space, or unpack it elsewhere and name the file",
-            ) from error
-        raise
+    at = checked = 0
+    for piece in pieces:
+        if at >= checked:
+            disk.look(fd)
+            checked = at + disk.RESERVE // 2
+        view = memoryview(piece)
+        while view:
+            written = os.pwrite(fd, view, at)
+            at += written
+            view = view[written:]
     return Source(fd, 0, at, where)

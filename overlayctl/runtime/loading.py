@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from functools import partial
+from contextlib import ExitStack
+from functools import cache, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from overlayctl import formats, names, oci
@@ -18,12 +19,13 @@ from overlayctl.errors import Conflict, Usage
 from overlayctl.formats import plain
 from overlayctl.layer import compression
 from overlayctl.layer.archive import open_archive
-from overlayctl.store import images, layers, records, staging
-from overlayctl.store.ingest import LayerWentError, Wanted, ingest_layers
+from overlayctl.store import gc, images, layers, records, staging
+from overlayctl.store.ingest import LayerWentError, Wanted, ingest_layers, look_for_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from overlayctl.layout import Layout
     from overlayctl.store.ingest import Ingested, Progress
     from overlayctl.store.opened import Store
 
@@ -47,33 +49,37 @@ def load(
 ) -> list[Loaded]:
     """Load every image of an archive, a layout or standard input (``-``).
 
-    Raises BadInput and its kin for what is none; then nothing is left behind.
+    Raises BadInput and its kin for what is none, DiskFull; then nothing is left behind.
     """
     host = oci.parse_platform(platform) if platform else None
     chosen = names.stored(tag) if tag else None
-    with (
-        staging.staging(store.layout) as place,
-        open_archive(path, lambda: _spool(place)) as archive,
-    ):
+    with ExitStack() as owned:
+        place = _staging(store, owned)
+        archive = owned.enter_context(open_archive(path, lambda: _spool(place())))
         found = formats.read_images(archive, platform=host)
         if chosen and len(found) > 1:
             raise Usage(
                 f"the archive holds {len(found)} images: one --tag cannot name them all",
                 hint="leave --tag out",
             )
-        loaded = []
-        for image in found:
-            references = [*dict.fromkeys((*image.references, *([chosen] if chosen else [])))]
-            progress.start(sum(layer.source.size for layer in image.layers), len(image.layers))
-            wanted = [
+        wanted = [
+            [
                 Wanted(
                     layer.diff_id,
                     partial(compression.chunks, layer.source, hashed=layer.blob_digest),
+                    layer.source.size,
                 )
                 for layer in image.layers
             ]
+            for image in found
+        ]
+        look_for_room(store.layout, [layer for image in wanted for layer in image])
+        loaded = []
+        for image, its in zip(found, wanted, strict=True):
+            references = [*dict.fromkeys((*image.references, *([chosen] if chosen else [])))]
+            progress.start(sum(layer.size for layer in its), len(its))
             made = partial(_as_found, image.config, image.manifest)
-            result = _store(store, place, made, wanted, references, path, progress)
+            result = _store(store, place(), made, its, references, path, progress)
             loaded.append(result._replace(notes=(*image.notes, *result.notes)))
         return loaded
 
@@ -87,13 +93,25 @@ def import_layers(
 ) -> Loaded:
     """Make an image of plain layer tars, given bottom to top."""
     references = [names.stored(reference)] if reference else []
-    with (
-        staging.staging(store.layout) as place,
-        plain.open_layers(paths, lambda: _spool(place)) as opened,
-    ):
-        progress.start(sum(source.size for source in opened.sources), len(paths))
-        wanted = [Wanted(None, partial(compression.chunks, source)) for source in opened.sources]
-        return _store(store, place, _imported, wanted, references, "import", progress)
+    with ExitStack() as owned:
+        place = _staging(store, owned)
+        opened = owned.enter_context(plain.open_layers(paths, lambda: _spool(place())))
+        wanted = [
+            Wanted(None, partial(compression.chunks, source), source.size)
+            for source in opened.sources
+        ]
+        look_for_room(store.layout, wanted)
+        progress.start(sum(layer.size for layer in wanted), len(wanted))
+        return _store(store, place(), _imported, wanted, references, "import", progress)
+
+
+def _staging(store: Store, owned: ExitStack) -> Callable[[], str]:
+    """The one staging place of a command, made when it is first asked for.
+
+    On a disk without an inode it cannot be made, and what is missing is more than that one:
+    so whatever can be looked at before is.
+    """
+    return cache(lambda: owned.enter_context(staging.staging(store.layout)))
 
 
 def _as_found(config: bytes, manifest: bytes | None, _: Ingested) -> tuple[bytes, bytes | None]:
@@ -164,25 +182,42 @@ def _commit(
             for name in ingested.names
         ):
             raise LayerWentError
-        new = [
-            layers.commit(store.layout, staged, name) for name, staged in ingested.staged.items()
-        ]
-        records.sync_directory(store.layout.path("layers"))
-        images.commit(store.layout, own, record, image_hex, config, manifest)
+        new: list[str] = []
+        made = False
         moved = []
-        for reference in references:
-            before = images.tag(store.layout, own, reference, image_hex)
-            if before:
-                moved.append((names.familiar(reference), f"sha256:{before}"))
+        try:
+            for name, staged in ingested.staged.items():
+                if layers.commit(store.layout, staged, name):
+                    new.append(name)
+            records.sync_directory(store.layout.path("layers"))
+            made = images.commit(store.layout, own, record, image_hex, config, manifest)
+            for reference in references:
+                before = images.tag(store.layout, own, reference, image_hex)
+                if before:
+                    moved.append((names.familiar(reference), f"sha256:{before}"))
+        except OSError:
+            _take_back(store.layout, image_hex if made else None, new)
+            raise
     unseen = store.attaching(lambda: store.attach_or_why(ingested.names))
     return Loaded(
         f"sha256:{image_hex}",
         tuple(map(names.familiar, references)),
         tuple(moved),
         (*ingested.notes, *([f"the layers are not attached: {unseen}"] if unseen else [])),
-        sum(new),
+        len(new),
         len(ingested.names),
     )
+
+
+def _take_back(layout: Layout, image: str | None, new: Sequence[str]) -> None:
+    """Remove what the final burst brought in before the disk refused the rest.
+
+    An image that has a tag already stays: the tag may have been another's.
+    """
+    if image and image not in images.tags(layout).values():
+        images.remove(layout, image)
+    for name in gc.unneeded(layout, new):
+        layers.remove(layout, name)
 
 
 def _spool(place: str) -> int:

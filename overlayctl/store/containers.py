@@ -45,12 +45,16 @@ def commit(layout: Layout, staging: str, container: Container) -> None:
                 hint=f"overlayctl rm {container.name}, or choose another --name",
             )
         os.unlink(link)
+    staged = os.path.join(staging, "container.json")
+    records.write(staged, records.encode(container._asdict()))
     os.symlink(container.id, link)
     records.sync_directory(layout.path("containers", "names"))
     fault("container:after-name")
-    staged = os.path.join(staging, "container.json")
-    records.write(staged, records.encode(container._asdict()))
-    os.rename(staged, layout.container(container.id))
+    try:
+        os.rename(staged, layout.container(container.id))
+    except OSError:
+        os.unlink(link)
+        raise
     records.sync_directory(layout.path("containers"))
     fault("container:after-rename")
 

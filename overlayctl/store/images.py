@@ -34,14 +34,15 @@ class Image(NamedTuple):
 
 def commit(
     layout: Layout, staging: str, record: Record, image_hex: str, config: bytes, manifest: bytes
-) -> None:
-    """Write an image in staging and move it in; the caller holds the store's lock.
+) -> bool:
+    """Write an image in staging and move it in; False if it was there.
 
-    One that is there stays as it is, unless it is damaged: then it is replaced.
+    The caller holds the store's lock. One that is there stays as it is, unless it is
+    damaged: then it is replaced.
     """
     target = layout.image(image_hex)
     if _is_whole(layout, image_hex):
-        return
+        return False
     records.remove(layout.image(image_hex, "image.json"))
     shutil.rmtree(target, ignore_errors=True)
     staged = os.path.join(staging, f"image-{image_hex}")
@@ -54,6 +55,7 @@ def commit(
     os.rename(staged, target)
     records.sync_directory(layout.path("images"))
     fault("image:after-rename")
+    return True
 
 
 def _is_whole(layout: Layout, image_hex: str) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from overlayctl.digest import DiffID, hex_of
 from overlayctl.errors import NotFound
+from overlayctl.kernel import disk
 from overlayctl.layer import ingest
 from overlayctl.layer.index import Index
 from overlayctl.layer.ingest import Described, Received
@@ -24,6 +25,12 @@ from overlayctl.store import layers, records
 
 if TYPE_CHECKING:
     from overlayctl.layout import Layout
+
+
+# A layer is a directory and a file; an image a directory and three files, and there are the
+# places where both are made, and a tag.
+_INODES_OF_LAYER = 2
+_INODES = 8
 
 
 class Progress(Protocol):
@@ -40,10 +47,14 @@ class Progress(Protocol):
 
 
 class Wanted(NamedTuple):
-    """A layer to store: its tar, and the diff_id that was promised, if one was."""
+    """A layer to store: its tar, and the diff_id that was promised, if one was.
+
+    ``size`` is how many bytes it has as it comes, compressed or not.
+    """
 
     diff_id: DiffID | None
     chunks: Callable[[], Iterable[bytes | memoryview]]
+    size: int = 0
 
 
 class LayerWentError(Exception):
@@ -68,6 +79,26 @@ class _Arrived(NamedTuple):
     received: Received
     described: Described
     directory: str
+
+
+def look_for_room(layout: Layout, wanted: Sequence[Wanted]) -> None:
+    """Raise DiskFull, before anything is begun, where the layers cannot fit.
+
+    Compressed ones take more than they show here: ``layer.ingest.receive`` goes on looking.
+    """
+    stored = {name[:64] for name in layers.listed(layout)}
+    new = {
+        layer.diff_id or number: layer.size
+        for number, layer in enumerate(wanted)
+        if not layer.diff_id or hex_of(layer.diff_id) not in stored
+    }
+    if not new:
+        return
+    fd = os.open(layout.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        disk.look(fd, sum(new.values()), _INODES + _INODES_OF_LAYER * len(new))
+    finally:
+        os.close(fd)
 
 
 def ingest_layers(

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from overlayctl.errors import HostCannot, InUse, NotFound, OverlayctlError
+from overlayctl.kernel import disk
 from overlayctl.store import gc, locks, records, staging
 
 if TYPE_CHECKING:
@@ -47,14 +48,16 @@ class Store:
 
     @contextmanager
     def locked(self, *, exclusive: bool = True) -> Iterator[None]:
-        """Hold the store's lock. Raises Locked."""
-        with locks.hold(self.layout.root, exclusive=exclusive, timeout=self.timeout):
+        """Hold the store's lock. Raises Locked, and what the disk refuses as ``disk.told`` does."""
+        root = self.layout.root
+        with disk.told(root), locks.hold(root, exclusive=exclusive, timeout=self.timeout):
             yield
 
     @contextmanager
     def unmaking(self) -> Iterator[None]:
         """As ``deciding``, for what only removes: nothing new is made, so a full disk is no bar."""
         records.refuse_writing(self.marker)
+        disk.refuse_unfit(self.layout.root)
         with self.locked():
             gc.finish(self.layout)
             yield

@@ -145,11 +145,15 @@ def open_store(root: str, *, create: bool) -> tuple[Layout, Record]:
 
     Raises NotFound, Damaged, HostCannot for a store of a later format (with ``create`` also
     for one that may only be read), Conflict for making one in a directory that holds
-    something else.
+    something else, DiskFull.
     """
     layout = Layout(root)
     if create and not os.path.exists(layout.marker):
-        _make(layout)
+        from overlayctl.kernel import disk
+
+        disk.refuse_unfit(layout.root)
+        with disk.told(layout.root):
+            _make(layout)
     try:
         marker = read(layout.marker)
     except NotFound:

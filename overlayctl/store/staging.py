@@ -11,16 +11,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from overlayctl.kernel import disk
+
 if TYPE_CHECKING:
     from overlayctl.layout import Layout
 
 
 @contextmanager
 def staging(layout: Layout) -> Iterator[str]:
-    """A fresh locked directory in ``ingest/``; whatever is left in it goes at the end."""
-    path, fd = _own(layout)
+    """A fresh locked directory in ``ingest/``; whatever is left in it goes at the end.
+
+    Raises HostCannot for a filesystem that cannot be written, and DiskFull, which the block
+    has from here, too.
+    """
+    disk.refuse_unfit(layout.root)
+    with disk.told(layout.root):
+        path, fd = _own(layout)
     try:
-        yield path
+        with disk.told(layout.root):
+            yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
         os.close(fd)
