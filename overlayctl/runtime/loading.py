@@ -6,6 +6,7 @@ again, then moves layers, image and tags in, in that order.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -222,7 +223,16 @@ def _take_back(layout: Layout, image: str | None, new: Sequence[str]) -> None:
 
 def _spool(place: str) -> int:
     """An unlinked file in staging for input that cannot be read twice."""
-    return os.open(place, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        return os.open(place, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+    # Most of FUSE, and overlays of older kernels.
+    path = os.path.join(place, "spool-" + secrets.token_hex(4))
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    os.unlink(path)
+    return fd
 
 
 def _created(config: bytes) -> str:
