@@ -9,7 +9,8 @@ from overlayctl import names
 from overlayctl.errors import InUse
 from overlayctl.layer import attach
 from overlayctl.runtime import mounts
-from overlayctl.store import containers, gc, images, layers, records
+from overlayctl.runtime.removal import forget_mountpoint
+from overlayctl.store import containers, gc, images, layers, records, snapshots
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -57,7 +58,7 @@ def prune(store: Store, *, everything: bool, dry_run: bool, agreed: Pruned | Non
             gone.add(f"image {image.hex}")
             try:
                 if not dry_run:
-                    _unmake(layout, image, tags, _unnamed(image.layers, users, gone))
+                    _unmake(store, image, tags, _unnamed(image.layers, users, gone))
             except InUse as error:
                 gone.remove(f"image {image.hex}")
                 kept.append(error)
@@ -87,7 +88,10 @@ def prune(store: Store, *, everything: bool, dry_run: bool, agreed: Pruned | Non
 
 def _unused(store: Store, *, everything: bool) -> list[tuple[Image, tuple[str, ...]]]:
     """The images that may go, with the references that go with them as they are shown."""
-    used = {found.image for found in containers.readable(store.layout)}
+    known = containers.readable(store.layout)
+    used = {found.image for found in known}
+    # A container whose record is lost came from one with the layers of its snapshot.
+    lost = {snapshots.get(store.layout, found.id).layers for found in known if not found.image}
     used |= {v.id for v in mounts.mounted(store, everywhere=True) if v.kind == "image"}
     tied: dict[str, list[str]] = {}
     for reference, image_hex in images.tags(store.layout).items():
@@ -95,12 +99,15 @@ def _unused(store: Store, *, everything: bool) -> list[tuple[Image, tuple[str, .
     return [
         (image, tuple(sorted(tied.get(image.hex, ()))))
         for image in images.readable(store.layout)
-        if image.hex not in used and (everything or image.hex not in tied)
+        if image.hex not in used
+        and image.layers not in lost
+        and (everything or image.hex not in tied)
+        and not mounts.unseen(store, image.hex)
     ]
 
 
 def _all_read(layout: Layout) -> bool:
-    """Whether every tag and every container says which image it names."""
+    """Whether every tag and every container can be understood."""
     tags = [name for name in records.names(layout.path("tags")) if name != "lost+found"]
     return all(images.read_tag(layout.path("tags", name)) for name in tags) and len(
         containers.readable(layout)
@@ -114,10 +121,11 @@ def _unnamed(
     return [name for name in dict.fromkeys(wanted) if gone.issuperset(users.get(name, ()))]
 
 
-def _unmake(layout: Layout, image: Image, tags: Iterable[str], alone: Iterable[str]) -> None:
+def _unmake(store: Store, image: Image, tags: Iterable[str], alone: Iterable[str]) -> None:
     """Remove an image, but for its layers. Raises InUse before anything is unmade."""
     for name in alone:
-        attach.detach(layout, name)
+        attach.detach(store.layout, name)
     for tag in tags:
-        images.untag(layout, names.stored(tag))
-    images.remove(layout, image.hex)
+        images.untag(store.layout, names.stored(tag))
+    forget_mountpoint(store, image.hex)
+    images.remove(store.layout, image.hex)

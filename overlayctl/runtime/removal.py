@@ -82,7 +82,7 @@ def remove_image(store: Store, name: str, *, force: bool, dry_run: bool) -> Remo
         if holders:
             # As docker's -f does: the name goes, what the container needs stays.
             return Removed(shown, None, (), 0, tuple(holder.name for holder in holders))
-        _forget_mountpoint(store, image.hex)
+        forget_mountpoint(store, image.hex)
         images.remove(store.layout, image.hex)
         by_name = dict(zip(image.layers, image.diff_ids, strict=True))
         freed = sum(layers.remove(store.layout, n) for n in gone)
@@ -124,13 +124,13 @@ def remove_container(store: Store, name: str, *, force: bool, dry_run: bool) -> 
         # An overlay that no mount table shows may still write there.
         upper = store.layout.snapshot(found.id, "upper")
         inuse.refuse_used([upper] if os.path.isdir(upper) else [])
-        _forget_mountpoint(store, found.id)
+        forget_mountpoint(store, found.id)
         snapshots.remove(store.layout, found.id)
         containers.remove(store.layout, found)
     return found.id
 
 
-def _forget_mountpoint(store: Store, key: str) -> None:
+def forget_mountpoint(store: Store, key: str) -> None:
     """Take away what a command that was killed around its mount left; nobody has it mounted."""
     if attach.is_mountpoint(store.layout, store.layout.merged(key)):
         os.rmdir(store.layout.merged(key))

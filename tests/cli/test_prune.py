@@ -148,10 +148,16 @@ def test_a_layer_that_somebody_works_in_stays_with_its_image(run: Shell, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "record", ["tags/*", "images/*/image.json", "containers/*.json", "snapshots/*/snapshot.json"]
+    ("record", "text"),
+    [
+        ("tags/*", "{"),
+        ("images/*/image.json", "{"),
+        ("snapshots/*/snapshot.json", "{"),
+        ("containers/*.json", '{"version": 9}'),
+    ],
 )
 def test_while_a_record_cannot_be_read_only_staging_goes(
-    run: Shell, tmp_path: Path, record: str
+    run: Shell, tmp_path: Path, record: str, text: str
 ) -> None:
     load(run, tmp_path, "a", "a:1")
     run("create", "--name", "box", "a:1")
@@ -159,7 +165,7 @@ def test_while_a_record_cannot_be_read_only_staging_goes(
     load(run, tmp_path, "b")
     os.mkdir(f"{run.store}/ingest/left")
     whole = path.read_bytes()
-    path.write_text("{")
+    path.write_text(text)
     done = run("system", "prune", "-af", sound=False)
     assert "cannot be read" in done.err
     assert done.out == "Deleted: staging left\n"
@@ -167,3 +173,24 @@ def test_while_a_record_cannot_be_read_only_staging_goes(
     path.write_bytes(whole)
     run("system", "prune", "-af")
     assert stored(run) == set("a")
+
+
+@pytest.mark.parametrize("left", ["{", None])
+def test_a_container_whose_record_is_lost_keeps_its_image(
+    run: Shell, tmp_path: Path, left: str | None
+) -> None:
+    load(run, tmp_path, "ab", "ab:1")
+    run("create", "--name", "box", "ab:1")
+    (run.path("mount", "box") / "written").write_text("mine")
+    run("umount", "box")
+    load(run, tmp_path, "ac", "ac:1")
+    (record,) = Path(run.store, "containers").glob("*.json")
+    record.unlink()
+    if left is not None:
+        record.write_text(left)
+    run("system", "prune", "-af", sound=False)
+    assert stored(run) == set("ab")
+    run("image", "exists", "ab:1", sound=False)
+    run("rm", record.stem, sound=False)
+    run("system", "prune", "-af")
+    assert stored(run) == set()
