@@ -4,6 +4,10 @@ A directory needs no lock file, and can be locked on a read-only filesystem. Aft
 lock is had, the directory must still be the one at the path: it may have been removed
 by whoever had the lock before.
 
+The kernel gives a shared lock to whoever asks while another has it shared, so that two processes
+which list in turns would keep a third from ever writing. Who wants the root therefore waits for it
+at a turnstile, the lock on ``ingest/``: behind one that waits exclusively, nobody overtakes.
+
 The lock on an upper is shared by the processes that run in the container. Exclusively it
 is only tried, so that may come after the other locks.
 """
@@ -15,7 +19,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from overlayctl.errors import Holder, Locked, NotFound
 
@@ -25,16 +29,25 @@ TIMEOUT = 30.0
 
 
 @contextmanager
-def hold(path: str, *, exclusive: bool, timeout: float = TIMEOUT) -> Iterator[int]:
+def hold(
+    path: str, *, exclusive: bool, timeout: float = TIMEOUT, turnstile: str | None = None
+) -> Iterator[int]:
     """Hold the lock on the directory ``path``; the value is its fd.
 
-    Raises Locked naming the holder after ``timeout`` seconds, NotFound if it is gone.
+    ``turnstile`` is a directory whose lock is held while waiting. Raises Locked naming the
+    holder after ``timeout`` seconds, NotFound if it is gone.
     """
     deadline = time.monotonic() + timeout
     while True:
         fd = _open(path)
         try:
-            _acquire(fd, path, exclusive=exclusive, deadline=deadline)
+            with ExitStack() as waiting:
+                if turnstile is not None:
+                    with suppress(NotFound):
+                        gate = _open(turnstile)
+                        waiting.callback(os.close, gate)
+                        _acquire(gate, path, fd, exclusive=exclusive, deadline=deadline)
+                _acquire(fd, path, fd, exclusive=exclusive, deadline=deadline)
             if _still_at(fd, path):
                 yield fd
                 return
@@ -66,15 +79,16 @@ def _open(path: str) -> int:
         raise NotFound(f"{path} is gone") from None
 
 
-def _acquire(fd: int, path: str, *, exclusive: bool, deadline: float) -> None:
+def _acquire(fd: int, path: str, named: int, *, exclusive: bool, deadline: float) -> None:
+    """Lock ``fd``. Raises Locked naming who has ``named``, the directory at ``path``."""
     kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
     pause = _POLL
     while not _try(fd, kind):
         if time.monotonic() >= deadline:
-            holders = _holders(fd)
-            named = ", ".join(f"{holder.kind} {holder.name}" for holder in holders)
+            holders = _holders(named)
+            told = ", ".join(f"{holder.kind} {holder.name}" for holder in holders)
             raise Locked(
-                f"{path} is locked by {named}",
+                f"{path} is locked by {told}",
                 hint="wait for it, or give --lock-timeout SECONDS",
                 path=path,
                 holders=[holder._asdict() for holder in holders],

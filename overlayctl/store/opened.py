@@ -50,7 +50,10 @@ class Store:
     def locked(self, *, exclusive: bool = True) -> Iterator[None]:
         """Hold the store's lock. Raises Locked, and what the disk refuses as ``disk.told`` does."""
         root = self.layout.root
-        with disk.told(root), locks.hold(root, exclusive=exclusive, timeout=self.timeout):
+        lock = locks.hold(
+            root, exclusive=exclusive, timeout=self.timeout, turnstile=self.layout.ingest
+        )
+        with disk.told(root), lock:
             yield
 
     @contextmanager

@@ -74,6 +74,31 @@ def test_shared_holders_do_not_hinder_each_other(tmp_path: Path) -> None:
             pass
 
 
+def _list_often(path: str, gate: str, until: float) -> None:
+    while time.monotonic() < until:
+        with locks.hold(path, exclusive=False, turnstile=gate):
+            time.sleep(0.02)
+
+
+def test_who_lists_in_turns_does_not_keep_others_from_writing(tmp_path: Path) -> None:
+    path, gate = str(tmp_path), str(tmp_path / "gate")
+    os.mkdir(gate)
+    context = multiprocessing.get_context("fork")
+    until = time.monotonic() + 3
+    readers = [context.Process(target=_list_often, args=(path, gate, until)) for _ in range(4)]
+    for reader in readers:
+        reader.start()
+    time.sleep(0.2)
+    times = 0
+    while time.monotonic() < until - 0.5:
+        with locks.hold(path, exclusive=True, turnstile=gate):
+            times += 1
+    for reader in readers:
+        reader.join()
+    assert times >= 10
+    assert [reader.exitcode for reader in readers] == [0] * 4
+
+
 def test_a_directory_that_was_replaced_meanwhile_is_locked_again(tmp_path: Path) -> None:
     path, old = tmp_path / "it", tmp_path / "old"
     path.mkdir()
