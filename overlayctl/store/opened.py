@@ -49,10 +49,8 @@ class Store:
     @contextmanager
     def locked(self, *, exclusive: bool = True) -> Iterator[None]:
         """Hold the store's lock. Raises Locked, and what the disk refuses as ``disk.told`` does."""
-        root = self.layout.root
-        lock = locks.hold(
-            root, exclusive=exclusive, timeout=self.timeout, turnstile=self.layout.ingest
-        )
+        root, gate = self.layout.root, self.layout.ingest
+        lock = locks.hold(root, exclusive=exclusive, timeout=self.timeout, turnstile=gate)
         with disk.told(root), lock:
             yield
 

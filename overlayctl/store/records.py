@@ -53,6 +53,8 @@ POINTS = frozenset(
         "mount:after-mountpoint",
         "mount:after-mount",
         "umount:after-umount",
+        "repair:before-rename",
+        "repair:after-rename",
     }
 )
 """Where a crash between two instructions matters. Each has a test that kills there."""

@@ -27,6 +27,7 @@ from overlayctl.store.opened import Store
 from tests.layer.tars import directory, entry, hardlink, tar
 from tests.store import stores
 
+REPAIR_POINTS = ("repair:before-rename", "repair:after-rename")
 TAR = tar(directory("etc"), entry("etc/hosts", data=b"127.0.0.1"))
 OTHER = tar(directory("srv", mode=0o750), entry("srv/data", data=b"d" * 700))
 # What it says of srv, and the file behind its hard link, come from OTHER.
@@ -566,7 +567,7 @@ def test_on_a_full_disk_all_is_done_that_only_removes(small: str) -> None:
     assert mended(layout) == (["layer-damaged"], [])
 
 
-@pytest.mark.parametrize("point", ["repair:before-rename", "repair:after-rename"])
+@pytest.mark.parametrize("point", REPAIR_POINTS)
 def test_a_repair_that_is_killed_is_repeated(layout: Layout, point: str) -> None:
     image = stores.add_image(layout, TAR, tag=TAG)
     name = image.layers[0]
