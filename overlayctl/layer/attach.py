@@ -145,13 +145,26 @@ def is_unpacked(lower: Lower) -> bool:
 
 
 def is_stale(layout: Layout, name: str, mount: mounttable.MountInfo) -> bool:
-    """Whether a mount at a layer's diff path shows another file than the layer's of today."""
-    if mount.fs_type != "erofs" or name == EMPTY:
+    """Whether a mount at a layer's diff path shows another file, or tree, than that of today."""
+    if name == EMPTY:
         return False
-    source = lowers.backing(mount.source).removesuffix(" (deleted)")
-    place, today = os.path.split(_tail(layout.layer_file(name)))
-    there, file = os.path.split(_tail(source))
-    return there == place and file != today
+    today = layout.layer_file(name) if mount.fs_type == "erofs" else layout.layer_tree(name)
+    layer, shown = os.path.split(_tail(shows(mount)))
+    return layer == name and shown != os.path.basename(today)
+
+
+def shows(mount: mounttable.MountInfo) -> str:
+    """The path, as far as the mount table has it, of what an attach shows: a file or a tree."""
+    if mount.fs_type != "erofs":
+        return mount.root
+    return lowers.backing(mount.source).removesuffix(" (deleted)")
+
+
+def layer_at(layout: Layout, mount_point: str) -> str | None:
+    """The layer whose diff path that is."""
+    point, diff = os.path.split(mount_point)
+    above, name = os.path.split(point)
+    return name if diff == "diff" and above == layout.path("attached", "layers") else None
 
 
 def is_attached(layout: Layout, name: str, mounts: lowers.Table | None = None) -> bool:
@@ -177,8 +190,8 @@ def is_attached(layout: Layout, name: str, mounts: lowers.Table | None = None) -
 def attached(layout: Layout) -> list[str]:
     """The names of the layers attached in this namespace, and of the empty image."""
     place = layout.path("attached", "layers")
-    found = [mount.mount_point for mount in mounttable.below(place)]
-    return sorted({os.path.basename(os.path.dirname(at)) for at in found if at.endswith("/diff")})
+    found = (layer_at(layout, mount.mount_point) for mount in mounttable.below(place))
+    return sorted({name for name in found if name})
 
 
 def detach(layout: Layout, name: str) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from overlayctl import names
 from overlayctl.digest import chain_ids, hex_of, of_bytes
 from overlayctl.errors import BadTar, Damaged, HostCannot, NotFound, OverlayctlError, Usage
-from overlayctl.kernel import lowers, mounttable
+from overlayctl.kernel import mounttable
 from overlayctl.layer import attach, index, stack
 from overlayctl.layer.format import HEADER
 from overlayctl.layout import DIRECTORIES, generation
@@ -192,12 +192,10 @@ def _difference(layout: Layout, name: str, fd: int) -> str:
 
 def stale(layout: Layout) -> Iterator[Stale]:
     """Attaches, in every mount namespace that can be read, of files that no longer count."""
-    place = layout.path("attached", "layers")
     for pid, mount in mounttable.everywhere():
-        name = os.path.basename(mount.mount_point)
-        if os.path.dirname(mount.mount_point) == place and attach.is_stale(layout, name, mount):
-            shows = os.path.basename(lowers.backing(mount.source)).removesuffix(" (deleted)")
-            yield Stale(name, pid, shows)
+        name = attach.layer_at(layout, mount.mount_point)
+        if name and attach.is_stale(layout, name, mount):
+            yield Stale(name, pid, os.path.basename(attach.shows(mount)))
 
 
 def _attached(layout: Layout) -> list[Finding]:

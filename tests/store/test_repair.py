@@ -651,7 +651,7 @@ def test_on_a_read_only_disk_check_works_and_deep_says_why_not(small: str) -> No
     subprocess.run(["mount", "-o", "remount,ro", small], check=True)
     done, (found,) = mended(layout)
     assert (done, found.tag) == ([], "layer-damaged")
-    assert "Read-only" in found.message
+    assert "read-only" in found.message
 
 
 def test_a_repair_waits_for_nobody_who_holds_the_lock(layout: Layout) -> None:
