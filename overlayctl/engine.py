@@ -10,17 +10,12 @@ hold (``Store.deciding``); long work happens before it, in staging.
 
 from __future__ import annotations
 
-import errno
 import os
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overlayctl import names
-from overlayctl.digest import hex_of
-from overlayctl.errors import Ambiguous, BadInput, Conflict, NotFound, Usage
-from overlayctl.layout import Layout
+from overlayctl.errors import NotFound
 from overlayctl.store import containers, gc, images, layers, records, snapshots
 from overlayctl.store.opened import Store
 
@@ -133,14 +128,7 @@ class Engine:
     def image_exists(self, name: str) -> bool:
         """Whether there is such an image."""
         with self._seeing_all():
-            return self._is_image(name)
-
-    def _is_image(self, name: str) -> bool:
-        try:
-            images.resolve(self.layout, name)
-        except NotFound:
-            return False
-        return True
+            return images.exists(self.layout, name)
 
     def tag(self, source: str, target: str) -> str | None:
         """Let ``target`` stand for the image ``source``; the id it stood for before."""
@@ -181,17 +169,7 @@ class Engine:
         """Unmount an image's views, or the one at a directory; the image id."""
         from overlayctl.runtime import mounts
 
-        with self.store.locked():
-            views = [v for v in mounts.mounted(self.store) if v.kind == "image"]
-            there = [v for v in views if v.target == os.path.realpath(name)]
-            if not there:
-                image, _ = images.resolve(self.layout, name)
-                there = [v for v in views if v.id == image.hex]
-            if not there:
-                raise NotFound(f"{name} is not mounted", hint="overlayctl mounts lists what is")
-            for view in there[::-1]:
-                mounts.unmount(self.store, view, lazy=lazy)
-            return f"sha256:{there[0].id}"
+        return mounts.unmount_image(self.store, name, lazy=lazy)
 
     def mounts(self) -> list[dict[str, Any]]:
         """Every merged view of this store that is mounted in this namespace."""
@@ -205,57 +183,34 @@ class Engine:
 
     def layers(self) -> list[dict[str, Any]]:
         """One row for each stored layer."""
-        from overlayctl.inspect import describe
+        from overlayctl.inspect import layer
 
         with self._seeing_all():
-            return describe.layer_rows(self.layout)
+            return layer.rows(self.layout)
 
     def layer_name(self, spec: str) -> str:
         """The layer of ``REF:N`` (1 is the bottom) or of an id's start."""
-        with self._seeing_all():
-            return self._layer_name(spec)
+        from overlayctl.inspect import layer
 
-    def _layer_name(self, spec: str) -> str:
-        reference, _, number = spec.rpartition(":")
-        if reference not in ("", "sha256") and number.isdigit() and not self._is_image(spec):
-            image, _ = images.resolve(self.layout, reference)
-            if not 1 <= int(number) <= len(image.layers):
-                raise NotFound(f"{reference} has layers 1 to {len(image.layers)}, bottom to top")
-            return image.layers[int(number) - 1]
-        known = layers.listed(self.layout)
-        prefix = hex_of(spec)
-        if prefix in known:
-            return prefix
-        hexes = {name[:64] for name in known}
-        try:
-            found = names.match(prefix, hexes)
-        except NotFound:
-            if not self._is_image(spec):
-                raise NotFound(f"there is no layer {spec!r}", hint="overlayctl layer ls") from None
-            raise Usage(
-                f"{spec} is an image: say which of its layers",
-                hint=f"{spec}:1 is the bottom one",
-            ) from None
-        same = [name for name in known if name.startswith(found)]
-        if len(same) > 1:
-            raise Ambiguous(spec, same)
-        return same[0]
+        with self._seeing_all():
+            return layer.named(self.layout, spec)
 
     def inspect_layer(self, spec: str) -> dict[str, Any]:
         """Everything about one layer, attached."""
-        from overlayctl.inspect import describe
+        from overlayctl.inspect import layer
 
         def act() -> dict[str, Any]:
-            name = self._layer_name(spec)
-            return describe.layer(self.layout, name, self.store.attach_or_why([name]))
+            name = layer.named(self.layout, spec)
+            return layer.describe(self.layout, name, self.store.attach_or_why([name]))
 
         return self.store.attaching(act)
 
     def layer_path(self, spec: str) -> str:
         """The layer's diff path, attached. Raises HostCannot where it cannot be."""
+        from overlayctl.inspect import layer
 
         def act() -> str:
-            name = self._layer_name(spec)
+            name = layer.named(self.layout, spec)
             self.store.attach([name])
             return self.layout.diff(name)
 
@@ -263,32 +218,27 @@ class Engine:
 
     def layer_files(self, spec: str) -> Iterator[dict[str, Any]]:
         """Each entry of a layer, read from its index."""
-        from overlayctl.inspect import describe
+        from overlayctl.inspect import layer
 
-        with layers.open_index(self.layout, self.layer_name(spec)) as index:
-            yield from describe.files(index)
+        return layer.files(self.layout, self.layer_name(spec))
 
     def layer_cat(self, spec: str, path: bytes) -> Iterator[bytes]:
         """The bytes of one file of a layer. Raises NotFound, BadInput for no file."""
-        import stat
+        from overlayctl.inspect import layer
 
-        with layers.open_index(self.layout, self.layer_name(spec)) as index:
-            node = index.lookup(b"/".join(p for p in path.split(b"/") if p not in (b"", b".")))
-            if node is None:
-                raise NotFound(
-                    f"layer {spec} has no {os.fsdecode(path)}", hint="overlayctl layer files lists"
-                )
-            if not stat.S_ISREG(node.mode):
-                raise BadInput(f"{os.fsdecode(path)} is no regular file in layer {spec}")
-            for offset in range(0, node.size, 1 << 20):
-                yield index.read(node, offset, min(1 << 20, node.size - offset))
+        return layer.cat(self.layout, self.layer_name(spec), path)
 
     def layer_verify(self, spec: str | None) -> list[dict[str, Any]]:
         """What is wrong with one layer, or with any; a fault counts as it does for ``check``."""
+        from overlayctl.inspect import layer
         from overlayctl.store import check
 
         with self._seeing_all():
-            wanted = [self._layer_name(spec)] if spec else records.names(self.layout.path("layers"))
+            wanted = (
+                [layer.named(self.layout, spec)]
+                if spec
+                else records.names(self.layout.path("layers"))
+            )
             users = gc.layer_users(self.layout)
 
         def look(name: str) -> list[Finding]:
@@ -303,10 +253,11 @@ class Engine:
 
     def detach(self, spec: str | None) -> list[str]:
         """Take one diff path away, or all that this namespace has; their names."""
+        from overlayctl.inspect import layer
         from overlayctl.layer import attach
 
         with self.store.locked():
-            wanted = [self._layer_name(spec)] if spec else attach.attached(self.layout)
+            wanted = [layer.named(self.layout, spec)] if spec else attach.attached(self.layout)
             gone = [name for name in wanted if attach.detach(self.layout, name)]
         return [name for name in gone if name != attach.EMPTY]
 
@@ -317,29 +268,11 @@ class Engine:
         mount: bool,
     ) -> Created:  # fmt: skip
         """A container: an image and a writable layer of its own. No process is needed."""
-        if name is not None:
-            names.container_name(name)
-        identifier = secrets.token_hex(32)
-        with self.store.deciding() as own:
-            found, reference = images.resolve(self.layout, image)
-            default = images.command(images.config(self.layout, found))
-            container = containers.Container(
-                identifier,
-                name or identifier[:12],
-                found.hex,
-                reference or found.id,
-                tuple(command) or default,
-                labels,
-                records.now(),
-            )
-            snapshots.prepare(self.layout, own, identifier, "container", found.layers)
-            try:
-                containers.commit(self.layout, own, container)
-            except (Conflict, OSError):
-                snapshots.remove(self.layout, identifier)
-                raise
-        merged = self.mount_container(identifier, volatile=False, xino=False) if mount else None
-        return Created(identifier, container.name, merged)
+        from overlayctl.runtime import creation
+
+        made = creation.create(self.store, image, name=name, command=command, labels=labels)
+        merged = self.mount_container(made.id, volatile=False, xino=False) if mount else None
+        return Created(made.id, made.name, merged)
 
     def containers(self, *, everything: bool) -> list[dict[str, Any]]:
         """One row for each container that is mounted, or for all."""
@@ -374,7 +307,7 @@ class Engine:
     def kind_of(self, name: str) -> str:
         """``container`` or ``image``: containers come first. Raises NotFound for neither."""
         with self._seeing_all():
-            if self._is_container(name):
+            if containers.exists(self.layout, name):
                 return "container"
             try:
                 images.resolve(self.layout, name)
@@ -386,14 +319,7 @@ class Engine:
     def container_exists(self, name: str) -> bool:
         """Whether there is such a container."""
         with self._seeing_all():
-            return self._is_container(name)
-
-    def _is_container(self, name: str) -> bool:
-        try:
-            containers.resolve(self.layout, name)
-        except NotFound:
-            return False
-        return True
+            return containers.exists(self.layout, name)
 
     def mount_container(self, name: str, *, volatile: bool, xino: bool) -> str:
         """Mount a container's merged view; the path."""
@@ -407,15 +333,7 @@ class Engine:
         """Unmount a container; its id. Raises InUse for processes in it, unless ``lazy``."""
         from overlayctl.runtime import mounts
 
-        with self._seeing_all():
-            found = containers.resolve(self.layout, name)
-        idle = nullcontext() if lazy else self.store.idle(found.id)
-        with self.store.holding(found.id), idle:
-            view = self._views().get(found.id)
-            if view is None:
-                raise NotFound(f"container {name} is not mounted", hint="overlayctl mounts")
-            mounts.unmount(self.store, view, lazy=lazy)
-        return found.id
+        return mounts.unmount_container(self.store, name, lazy=lazy)
 
     def remove_container(self, name: str, *, force: bool, dry_run: bool) -> str:
         """Remove a container and what was written in it; its id.
@@ -457,10 +375,12 @@ class Engine:
 
     def info(self) -> dict[str, Any]:
         """What this store is and what this host can."""
+        from overlayctl.inspect import host
+
         free = os.statvfs(self.layout.root)
         # Exclusive: what is tried copies this namespace, and with it whatever is mounted.
         with self.store.locked():
-            possible = host(self.layout.root)
+            possible = host.host(self.layout.root)
             counts = {
                 "Images": len(images.listed(self.layout)),
                 "Layers": len(layers.listed(self.layout)),
@@ -490,43 +410,6 @@ class Engine:
         from overlayctl.runtime import removal
 
         return removal.reset(self.store, dry_run=dry_run)
-
-
-def host(root: str) -> dict[str, Any]:
-    """What this host can, tried with an image of nothing where the store is or would be."""
-    import tempfile
-
-    from overlayctl.layer import erofs
-
-    empty = Layout(root).empty
-    if os.path.exists(empty):
-        return _host(empty)
-    while not os.path.isdir(root):
-        root = os.path.dirname(os.path.abspath(root))
-
-    def tried(directory: str | None) -> dict[str, Any]:
-        with tempfile.TemporaryDirectory(prefix=".overlayctl-", dir=directory) as place:
-            image = os.path.join(place, "empty.erofs")
-            erofs.write_empty(image)
-            return _host(image)
-
-    try:
-        return tried(root)
-    except OSError as error:
-        if error.errno not in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
-            raise
-        # Nothing can be tried there; what the kernel can shows elsewhere, too.
-        return tried(None)
-
-
-def _host(image: str) -> dict[str, Any]:
-    from overlayctl.kernel import probe
-
-    return {
-        "Kernel": os.uname().release,
-        "Attach": probe.attach_ways(image),
-        "Mount": probe.mount_rungs(os.path.dirname(image)),
-    }
 
 
 def _rows(findings: Iterable[Finding]) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ def check(
 @app.command("info", cls=Verb)
 def info(*, template: Format = None) -> None:
     """Tell where the store is, what this host can do, and how layers are attached here."""
-    from overlayctl.engine import host
+    from overlayctl.inspect.host import host
 
     root, source = location()
     store = found_engine()

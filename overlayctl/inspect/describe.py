@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import stat
-from collections.abc import Iterable, Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from overlayctl import names
 from overlayctl.digest import chain_ids
-from overlayctl.errors import Damaged, OverlayctlError
+from overlayctl.errors import OverlayctlError
 from overlayctl.layer import attach
-from overlayctl.layer.index import device_number
 from overlayctl.oci import created_by
 from overlayctl.store import containers, gc, images, layers, snapshots
-from overlayctl.whiteout import ORIGIN_XATTR, unescape
 
 if TYPE_CHECKING:
-    from overlayctl.layer.index import Index, Node
     from overlayctl.layout import Layout
     from overlayctl.mount import Merged
-
-_TYPES = {
-    stat.S_IFREG: "file",
-    stat.S_IFDIR: "directory",
-    stat.S_IFLNK: "symlink",
-    stat.S_IFCHR: "char",
-    stat.S_IFBLK: "block",
-    stat.S_IFIFO: "fifo",
-    stat.S_IFSOCK: "socket",
-}
 
 
 def image_rows(layout: Layout) -> list[dict[str, Any]]:
@@ -50,19 +34,12 @@ def image_rows(layout: Layout) -> list[dict[str, Any]]:
                 "RepoTags": sorted(by_image.get(image.hex, [])),
                 "Created": str(image.record.get("created") or image.created),
                 "Size": sum(int(layer["size"]) for layer in recorded),
-                "DiskUsage": sum(_disk(layout, name) for name in dict.fromkeys(image.layers)),
+                "DiskUsage": sum(layers.disk(layout, name) for name in dict.fromkeys(image.layers)),
                 "Layers": len(image.layers),
                 "Containers": users.get(image.hex, 0),
             }
         )
     return sorted(rows, key=lambda row: (str(row["Created"]), str(row["Id"])), reverse=True)
-
-
-def _disk(layout: Layout, name: str) -> int:
-    try:
-        return os.stat(layout.layer_file(name)).st_blocks * 512
-    except FileNotFoundError:
-        return 0
 
 
 def image(layout: Layout, found: images.Image, unseen: str | None) -> dict[str, Any]:
@@ -87,7 +64,7 @@ def image(layout: Layout, found: images.Image, unseen: str | None) -> dict[str, 
                 "Attached": name in attached,
                 "File": layout.layer_file(name),
                 "Size": int(found.record["layers"][number]["size"]),
-                "DiskUsage": _disk(layout, name),
+                "DiskUsage": layers.disk(layout, name),
                 "CreatedBy": history[number],
                 "SharedWith": others,
             }
@@ -108,7 +85,7 @@ def image(layout: Layout, found: images.Image, unseen: str | None) -> dict[str, 
         "Os": config.get("os", ""),
         "Config": config.get("config") or {},
         "Size": sum(row["Size"] for row in rows),
-        "DiskUsage": sum(_disk(layout, name) for name in dict.fromkeys(found.layers)),
+        "DiskUsage": sum(layers.disk(layout, name) for name in dict.fromkeys(found.layers)),
         "GraphDriver": {
             "Name": "overlayctl",
             "Data": {
@@ -254,89 +231,3 @@ def _lower_paths(layout: Layout, view: Merged) -> list[str]:
     except OverlayctlError:
         return []
     return [layout.diff(name) for name in used]
-
-
-def layer_rows(layout: Layout) -> list[dict[str, Any]]:
-    """One row for each stored layer; the size is null where the file is damaged."""
-    users = gc.layer_users(layout)
-    attached = set(attach.attached(layout))
-    rows = []
-    for name in layers.listed(layout):
-        try:
-            size = layers.stat(layout, name).header.size
-        except Damaged:
-            size = None
-        rows.append(
-            {
-                "Name": name,
-                "DiffID": f"sha256:{name[:64]}",
-                "Size": size,
-                "DiskUsage": _disk(layout, name),
-                "Images": sum(user.startswith("image ") for user in users.get(name, [])),
-                "Attached": name in attached,
-                "DiffPath": layout.diff(name) if name in attached else None,
-            }
-        )
-    return rows
-
-
-def layer(layout: Layout, name: str, unseen: str | None) -> dict[str, Any]:
-    """One layer: what its header says, who uses it, where it is seen."""
-    found = layers.stat(layout, name)
-    with layers.open_index(layout, name) as index:
-        facts = index.facts()
-    is_attached = name in attach.attached(layout)
-    return {
-        "Name": name,
-        "DiffID": found.header.diff_id,
-        "File": layout.layer_file(name),
-        "DiffPath": layout.diff(name) if is_attached else None,
-        "Attached": is_attached,
-        "AttachError": unseen,
-        "Size": found.header.size,
-        "DiskUsage": found.disk,
-        "TarSize": found.header.tar_size,
-        "Entries": found.header.entries,
-        "IndexSHA256": found.header.index_sha256,
-        "InheritedFacts": facts.decode(errors="replace"),
-        "Users": gc.layer_users(layout).get(name, []),
-    }
-
-
-def files(index: Index) -> Iterator[dict[str, Any]]:
-    """Each entry of a layer in tree order, the root (an empty path) first."""
-    for path, node in index.walk():
-        yield {
-            "Path": path,
-            "Type": "whiteout" if index.is_whiteout(node) else _TYPES[stat.S_IFMT(node.mode)],
-            "Mode": f"{stat.S_IMODE(node.mode):04o}",
-            "Uid": node.uid,
-            "Gid": node.gid,
-            "Size": node.size if not stat.S_ISDIR(node.mode) else 0,
-            "Mtime": time_text(node),
-            "Target": index.target(node) if stat.S_ISLNK(node.mode) else None,
-            "Device": _device(node),
-            "Xattrs": sorted(
-                name.decode(errors="backslashreplace")
-                for name in index.xattrs(node)
-                if unescape(name) is not None and name != ORIGIN_XATTR
-            ),
-            "Whiteout": index.is_whiteout(node),
-            "Opaque": index.is_opaque(node),
-        }
-
-
-def _device(node: Node) -> str | None:
-    if stat.S_IFMT(node.mode) not in (stat.S_IFCHR, stat.S_IFBLK):
-        return None
-    major, minor = device_number(node)
-    return f"{major}:{minor}"
-
-
-def time_text(node: Node) -> str:
-    """A node's time, RFC 3339 UTC with nanoseconds; beyond the calendar, seconds as ``@N``."""
-    try:
-        when = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=node.mtime)
-    except OverflowError:
-        return f"@{node.mtime}.{node.mtime_ns:09}"
-    return f"{when:%Y-%m-%dT%H:%M:%S}.{node.mtime_ns:09}Z"

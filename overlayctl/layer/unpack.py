@@ -73,6 +73,55 @@ def unpack(index: Index, root: int) -> None:
     libc.syncfs(root)
 
 
+def difference(index: Index, root: int) -> bytes | None:
+    """The first path at which the tree ``root`` is not what ``unpack`` made; None if it is.
+
+    Reads every byte. Raises OSError, Damaged.
+    """
+    with _Parents(root) as parents:
+        for path, node in index.walk():
+            try:
+                parent, name = parents.of(path) if path else (root, b".")
+                if not _is(index, node, parent, name):
+                    return path
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENODATA):
+                    raise
+                return path
+    return None
+
+
+def _is(index: Index, node: Node, parent: int, name: bytes) -> bool:
+    found = os.stat(name, dir_fd=parent, follow_symlinks=False)
+    time = node.mtime * 1_000_000_000 + node.mtime_ns
+    if (found.st_mode, found.st_uid, found.st_gid, found.st_mtime_ns) != (
+        node.mode, node.uid, node.gid, time,
+    ):  # fmt: skip
+        return False
+    for key, value in index.xattrs(node).items():
+        if not _is_unreadable(node, key) and _xattr(_through(parent, name), key) != value:
+            return False
+    if stat.S_ISLNK(node.mode):
+        return os.fsencode(os.readlink(name, dir_fd=parent)) == index.target(node)
+    if stat.S_ISDIR(node.mode):
+        fd = os.open(name, _DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
+        try:
+            return set(map(os.fsencode, os.listdir(fd))) == {name for name, _ in index.list(node)}
+        finally:
+            os.close(fd)
+    if stat.S_ISREG(node.mode):
+        return found.st_size == node.size and _same_content(index, node, parent, name)
+    return found.st_rdev == os.makedev(*device_number(node))
+
+
+def _same_content(index: Index, node: Node, parent: int, name: bytes) -> bool:
+    fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    with open(fd, "rb", buffering=0) as file:
+        return all(
+            file.read(_PIECE) == index.read(node, at, _PIECE) for at in range(0, node.size, _PIECE)
+        )
+
+
 class _Parents:
     """The directory of one path after another, opened once for all names in it."""
 
@@ -154,17 +203,22 @@ def _dress(index: Index, node: Node, parent: int, name: bytes) -> None:
 
 
 def _set_xattr(node: Node, parent: int, name: bytes, key: bytes, value: bytes) -> None:
-    user_of_special = key.startswith(b"user.") and not (
-        stat.S_ISREG(node.mode) or stat.S_ISDIR(node.mode)
-    )
-    if user_of_special:
-        # No filesystem gives these out (xattr(7)), whatever it holds: nothing is lost.
+    if _is_unreadable(node, key):
         return
-    # There is no setxattrat(2) before 6.13; the magic link stands for the directory.
-    path = b"/proc/self/fd/%d/%s" % (parent, name)
+    path = _through(parent, name)
     os.setxattr(path, key, value, follow_symlinks=False)
     if key in _ACLS and _xattr(path, key) != value:
         raise OSError(errno.EINVAL, "its ACL would become another")
+
+
+def _through(parent: int, name: bytes) -> bytes:
+    """A path to the name. There is no setxattrat(2) before 6.13: the magic link has to do."""
+    return b"/proc/self/fd/%d/%s" % (parent, name)
+
+
+def _is_unreadable(node: Node, key: bytes) -> bool:
+    """Whether no filesystem gives the xattr out, whatever it holds (xattr(7))."""
+    return key.startswith(b"user.") and not (stat.S_ISREG(node.mode) or stat.S_ISDIR(node.mode))
 
 
 def _xattr(path: bytes, key: bytes) -> bytes | None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from overlayctl.errors import Holder, InUse, NotFound, OverlayctlError
 from overlayctl.kernel import libc, mounter, mounttable
 from overlayctl.layer import attach
 from overlayctl.mount import Merged
-from overlayctl.store import images, snapshots
+from overlayctl.store import containers, images, snapshots
 from overlayctl.store.records import fault
 
 if TYPE_CHECKING:
@@ -148,6 +149,37 @@ def _mount_container(store: Store, key: str, *, volatile: bool, xino: bool) -> s
         if layout.snapshot(key, name) != overlay.workdir:
             shutil.rmtree(layout.snapshot(key, name), ignore_errors=True)
     return target
+
+
+def unmount_image(store: Store, name: str, *, lazy: bool) -> str:
+    """Unmount an image's views here, or the one at a directory; the image id.
+
+    Raises NotFound, InUse.
+    """
+    with store.locked():
+        views = [view for view in mounted(store) if view.kind == "image"]
+        there = [view for view in views if view.target == os.path.realpath(name)]
+        if not there:
+            image, _ = images.resolve(store.layout, name)
+            there = [view for view in views if view.id == image.hex]
+        if not there:
+            raise NotFound(f"{name} is not mounted", hint="overlayctl mounts lists what is")
+        for view in there[::-1]:
+            unmount(store, view, lazy=lazy)
+        return f"sha256:{there[0].id}"
+
+
+def unmount_container(store: Store, name: str, *, lazy: bool) -> str:
+    """Unmount a container; its id. Raises NotFound, InUse for processes in it, unless ``lazy``."""
+    with store.locked(exclusive=False):
+        found = containers.resolve(store.layout, name)
+    idle = nullcontext() if lazy else store.idle(found.id)
+    with store.holding(found.id), idle:
+        own = [v for v in mounted(store) if v.kind == "container" and v.id == found.id]
+        if not own:
+            raise NotFound(f"container {name} is not mounted", hint="overlayctl mounts")
+        unmount(store, own[-1], lazy=lazy)
+    return found.id
 
 
 def unmount(store: Store, view: Merged, *, lazy: bool) -> None:

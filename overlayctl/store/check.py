@@ -12,7 +12,7 @@ from overlayctl import names
 from overlayctl.digest import chain_ids, hex_of, of_bytes
 from overlayctl.errors import BadTar, Damaged, HostCannot, NotFound, OverlayctlError, Usage
 from overlayctl.kernel import mounttable
-from overlayctl.layer import attach, index, stack
+from overlayctl.layer import attach, index, stack, unpack
 from overlayctl.layer.format import HEADER
 from overlayctl.layout import DIRECTORIES, generation
 from overlayctl.store import containers, gc, images, layers, records, snapshots, staging
@@ -52,13 +52,14 @@ def check(
 ) -> list[Finding]:
     """What is wrong with the store; ``quick`` leaves the hashing of layers out.
 
-    ``deep`` derives every index again. ``only`` reads but the layers with these files.
+    ``deep`` derives every index again. ``only`` reads but the layers with these files or trees.
     Raises HostCannot where a deep check cannot be done.
     """
     users = gc.layer_users(layout)
     found = []
     for name in records.names(layout.path("layers")):
-        read = not quick and (only is None or layout.layer_file(name) in only)
+        paths = (layout.layer_file(name), layout.layer_tree(name))
+        read = not quick and (only is None or any(path in only for path in paths))
         found += layer(layout, name, tuple(users.get(name, ())), quick=not read, deep=deep and read)
     return found + but_layers(layout)
 
@@ -124,7 +125,9 @@ def layer(
         return [Finding("layer-unreadable", path, error.strerror or str(error), users)]
     try:
         found = _content(path, name, fd, users, quick=quick)
-        return found or (_not_derived(layout, name, fd, users) if deep else [])
+        if deep and not found:
+            found = _not_derived(layout, name, fd, users)
+        return found or ([] if quick else _tree(layout, name, fd, users))
     finally:
         os.close(fd)
 
@@ -150,6 +153,28 @@ def _content(
     if recorded != name and not wrong:
         found.append(Finding("layer-misnamed", path, f"it holds layer {recorded}", users))
     return found
+
+
+def _tree(layout: Layout, name: str, fd: int, users: tuple[str, ...]) -> list[Finding]:
+    """Compare the layer unpacked, where it is, with its file, which is whole."""
+    path = layout.layer_tree(name)
+    try:
+        root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        return [Finding("tree-damaged", path, error.strerror or str(error), users)]
+    try:
+        with index.Index.open(fd) as opened:
+            other = unpack.difference(opened, root)
+    except OSError as error:
+        return [Finding("tree-damaged", path, error.strerror or str(error), users)]
+    finally:
+        os.close(root)
+    if other is None:
+        return []
+    what = f"{os.fsdecode(other) or '/'} is not what the layer's file says"
+    return [Finding("tree-damaged", path, what, users)]
 
 
 def _not_derived(layout: Layout, name: str, fd: int, users: tuple[str, ...]) -> list[Finding]:

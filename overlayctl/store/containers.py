@@ -146,6 +146,15 @@ def resolve(layout: Layout, text: str) -> Container:
         ) from None
 
 
+def exists(layout: Layout, text: str) -> bool:
+    """Whether a container answers to that name or id's start."""
+    try:
+        resolve(layout, text)
+    except NotFound:
+        return False
+    return True
+
+
 def remove(layout: Layout, container: Container) -> None:
     """Take away the record and the name of a container whose snapshot is gone."""
     records.remove(layout.container(container.id))

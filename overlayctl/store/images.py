@@ -221,6 +221,15 @@ def _view_note(layout: Layout, image_hex: str) -> str:
     return layout.image(image_hex, f"view-{records.boot_id()}")
 
 
+def exists(layout: Layout, text: str) -> bool:
+    """Whether an image answers to that reference or id's start."""
+    try:
+        resolve(layout, text)
+    except NotFound:
+        return False
+    return True
+
+
 def remove(layout: Layout, image_hex: str) -> None:
     """Unmake an image whose tags are gone: its record first, then the rest."""
     records.remove(layout.image(image_hex, "image.json"))

@@ -80,7 +80,7 @@ def open_index(layout: Layout, name: str) -> Index:
 def stat(layout: Layout, name: str) -> LayerStat:
     """What is known of a stored layer. Raises NotFound, Damaged."""
     with open_index(layout, name) as index:
-        return LayerStat(name, index.header, _of_today(layout, name, os.stat).st_blocks * 512)
+        return LayerStat(name, index.header, disk(layout, name))
 
 
 def commit(layout: Layout, staged: str, name: str) -> bool:
@@ -134,7 +134,7 @@ def remove(layout: Layout, name: str) -> int:
     """
     attach.detach(layout, name)
     directory = layout.layer(name)
-    size = _disk(directory)
+    size = disk(layout, name)
     # The file of today goes last: without it an older one, which was damaged, would count.
     for _, file in sorted((generation(f, "layer", ".erofs"), f) for f in _files(directory)):
         # A file's space is freed when its last fd closes, after the caller's lock is gone.
@@ -169,11 +169,11 @@ def _files(directory: str) -> list[str]:
     return [name for name in records.names(directory) if generation(name, "layer", ".erofs")]
 
 
-def _disk(directory: str) -> int:
-    """The bytes that the files in a layer's directory take, each once."""
+def disk(layout: Layout, name: str) -> int:
+    """The bytes that the store spends on a layer: blocks taken by its file, and by its tree."""
     seen = {}
-    for place, _, names_ in os.walk(directory):
-        for name in names_:
-            found = os.lstat(os.path.join(place, name))
+    for place, _, files in os.walk(layout.layer(name)):
+        for file in files:
+            found = os.lstat(os.path.join(place, file))
             seen[found.st_ino] = found.st_blocks * 512
     return sum(seen.values())

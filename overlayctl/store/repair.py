@@ -183,6 +183,11 @@ class _Repair:
             if damaged and _LAYER.fullmatch(name) and self._rebuilt(name, damaged[0]):
                 wrong = [one for one in wrong if one not in damaged]
             remaining += wrong
+            for one in wrong:
+                if one.tag == "tree-damaged" and self._try(
+                    (one.tag, one.path), partial(self._unpack, name)
+                ):
+                    remaining.remove(one)
             if not wrong:
                 for path in check.superseded(self._layout, name):
                     self._try(("layer-superseded", path), partial(os.unlink, path))
@@ -191,6 +196,13 @@ class _Repair:
     def _rebuilt(self, name: str, finding: Finding) -> bool:
         """Whether a layer was made again from its tar; if so its old files are unlinked next."""
         return self._try((finding.tag, finding.path), partial(self._rebuild, name))
+
+    def _unpack(self, name: str) -> None:
+        """A tree beside the damaged one: an overlay may have that, so it goes with its layer."""
+        with staging.staging(self._layout) as place:
+            staged = layers.unpack(self._layout, place, name)
+            os.rename(staged, self._layout.layer_tree(name, after=1))
+            records.sync_directory(self._layout.layer(name))
 
     def _rebuild(self, name: str) -> None:
         path = self._layout.layer_file(name)

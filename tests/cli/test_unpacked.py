@@ -7,21 +7,26 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from overlayctl.kernel import mounttable
 from tests.archives import docker_archive
-from tests.cli.conftest import Shell
-from tests.layer.tars import directory, entry, tar
+from tests.cli.conftest import Here, Shell
+from tests.layer.tars import directory, entry, symlink, tar
 from tests.rootmount import require
 
 LAYERS = [
     tar(directory("./"), entry("etc/conf", data=b"one"), entry("etc/old")),
     tar(entry("etc/.wh.old"), entry("etc/new", data=b"two")),
 ]
+
+
+@pytest.fixture
+def run(store: str) -> Shell:
+    return Here(store)
 
 
 @pytest.fixture(autouse=True)
@@ -155,3 +160,43 @@ def test_a_setting_that_is_none(run: Shell, archive: Path, monkeypatch: pytest.M
     assert (told["MountSetting"], told["MountFrom"]) == ("auto", "default")
     assert set(told["Attach"]) == {"buffered", "directio", "loop", "unpacked"}
     assert set(told["Mount"]) == {"fds", "strings", "mount"}
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "content": lambda tree: (tree / "etc/conf").write_text("two"),
+    "a file gone": lambda tree: (tree / "etc/old").unlink(),
+    "a file more": lambda tree: (tree / "etc/more").touch(),
+    "mode": lambda tree: (tree / "etc/conf").chmod(0o600),
+    "xattr": lambda tree: os.removexattr(tree / "etc", "user.x"),
+    "time": lambda tree: os.utime(tree / "etc/conf", (1, 1)),
+    "empty": lambda tree: shutil.rmtree(tree / "etc"),
+    "link": lambda tree: os.replace(tree / "other", tree / "l"),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_changed_tree_is_named_and_made_again_beside_it(
+    run: Shell, store: str, tmp_path: Path, what: str
+) -> None:
+    layer = tar(
+        directory("etc", xattrs={"user.x": "1"}),
+        entry("etc/conf", data=b"one"),
+        entry("etc/old"),
+        symlink("l", "etc"),
+        symlink("other", "nowhere"),
+    )
+    run("load", docker_archive(tmp_path / "b.tar", [layer]))
+    run("create", "--name", "cc", "demo")
+    (tree,) = trees(store)
+    DAMAGE[what](tree)
+    assert run.findings().startswith("tree-damaged: ")
+    run("mount", "cc", sound=False)
+    # The overlay above has the old one, and goes on with it.
+    assert "made again: tree-damaged" in run("system", "check", "--repair").out
+    run("umount", "cc")
+    assert run.findings() == ""
+    assert (run.path("layer", "path", "demo:1") / "etc/conf").read_text() == "one"
+    assert sorted(os.listdir(tree.parent)) == ["layer.erofs", "tree", "tree-2"]
+    run("rm", "cc")
+    run("rmi", "demo")
+    assert os.listdir(os.path.join(store, "layers")) == []
