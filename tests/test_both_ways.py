@@ -17,7 +17,7 @@ from overlayctl import formats
 from overlayctl.errors import HostCannot, OverlayctlError
 from overlayctl.layer import archive, compression
 from overlayctl.layer.index import Index
-from tests import both_ways
+from tests import both_ways, filesystems
 from tests.layer.tars import directory, entry, hardlink, symlink, tar
 from tests.layer.test_tree import build
 
@@ -42,7 +42,7 @@ def everything() -> bytes:
         symlink("link", "nowhere", uid=3, mtime=77, xattrs={"trusted.link": "1"}),
         hardlink("same-link", "link"),
         entry("dev/null", tarfile.CHRTYPE, devmajor=1, devminor=3, mode=0o666),
-        entry("dev/big", tarfile.BLKTYPE, devmajor=4095, devminor=1048575),
+        entry("dev/big", tarfile.BLKTYPE, devmajor=511, devminor=262143),
         entry("dev/pipe", tarfile.FIFOTYPE),
         entry("early", pax={"mtime": "-3.000000001"}),
         entry("gone/.wh.file"),
@@ -96,19 +96,40 @@ def test_holes_stay_holes(tmp_path: Path, form: str) -> None:
     assert (tree / "hole").stat().st_blocks == 0
 
 
+@pytest.mark.parametrize("kind", ["xfs", "btrfs", "tmpfs"])
+def test_everything_on_other_filesystems(tmp_path: Path, kind: str) -> None:
+    file = layer(tmp_path, everything())
+    with filesystems.mounted(kind, tmp_path, name="disk") as disk:
+        tree = both_ways.unpacked(file, disk / "tree")
+        with both_ways.mounted(file, tmp_path / "mnt") as mount:
+            assert both_ways.differences(mount, tree) == []
+
+
+EARLY = entry("sub/early", mtime=-(2**40))
+LARGE = entry("sub/x", xattrs={"user.x": "v" * 30_000})
+MALFORMED = entry("sub/acl", xattrs={"system.posix_acl_access": "not an ACL"})
+LONG = symlink("sub/link", "t" * 1025)
+DEVICE = entry("sub/dev", tarfile.BLKTYPE, devmajor=4095, devminor=1048575)
 CANNOT = {
-    "time": entry("sub/early", mtime=-(2**40)),
-    "xattrs": entry("sub/x", xattrs={"user.x": "v" * 30000}),
-    "ACL": entry("sub/acl", xattrs={"system.posix_acl_access": "not an ACL"}),
+    "ext4": {"time": EARLY, "xattr": LARGE, "ACL": MALFORMED},
+    "xfs": {"time": EARLY, "symlink": LONG, "device": DEVICE, "ACL": MALFORMED},
+    "btrfs": {"xattr": LARGE, "ACL": MALFORMED},
+    "tmpfs": {"ACL": MALFORMED},
 }
 
 
-@pytest.mark.parametrize("what", CANNOT)
-def test_what_ext4_cannot_hold_is_named(tmp_path: Path, what: str) -> None:
-    made = layer(tmp_path, tar(CANNOT[what]))
-    with pytest.raises(HostCannot, match="sub/") as refused:
-        both_ways.unpacked(made, tmp_path / "tree")
-    assert "kernel" in refused.value.hint
+@pytest.mark.parametrize("kind", CANNOT)
+def test_what_a_filesystem_cannot_hold_is_named(tmp_path: Path, kind: str) -> None:
+    with filesystems.mounted(kind, tmp_path, name="disk") as disk:
+        for number, (what, one) in enumerate(CANNOT[kind].items()):
+            made = layer(tmp_path, tar(one))
+            with pytest.raises(HostCannot, match="'sub/") as refused:
+                both_ways.unpacked(made, disk / str(number))
+            assert "kernel" in refused.value.hint, what
+        # What one cannot hold, another does.
+        if kind == "tmpfs":
+            for number, one in enumerate((EARLY, LARGE, LONG, DEVICE)):
+                both_ways.unpacked(layer(tmp_path, tar(one)), disk / f"held-{number}")
 
 
 def test_more_links_than_ext4_counts_are_named(tmp_path: Path) -> None:

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 ROOT = "/var/lib/overlayctl"
 CONFIGURATION = "/etc/overlayctl/overlayctl.toml"
-_ATTACH = ("auto", "buffered", "directio", "loop", "unpacked")
-_MOUNT = ("auto", "fds", "strings", "mount")
+_VALUES = {
+    "attach": ("auto", "buffered", "directio", "loop", "unpacked"),
+    "mount": ("auto", "fds", "strings", "mount"),
+}
 
 
 class Chosen(NamedTuple):
@@ -49,32 +51,22 @@ def root(flag: str) -> Chosen:
 
 def attach() -> Setting:
     """How layers are attached. Raises BadInput, Usage."""
-    return cast("Setting", one_of("attach", _ATTACH).value)
+    return cast("Setting", one_of("attach").value)
 
 
 def mount() -> Rung:
     """How overlays are mounted. Raises BadInput, Usage."""
-    return cast("Rung", one_of("mount", _MOUNT).value)
+    return cast("Rung", one_of("mount").value)
 
 
-def told() -> dict[str, str]:
-    """Each of the choices of how, and where it comes from, for ``system info``."""
-    found = {}
-    for key, values in (("attach", _ATTACH), ("mount", _MOUNT)):
-        chosen = one_of(key, values)
-        found[f"{key.title()}Setting"] = chosen.value
-        found[f"{key.title()}From"] = chosen.source
-    return found
-
-
-def one_of(key: str, values: tuple[str, ...]) -> Chosen:
-    """The choice for ``key``. Raises Usage for none of ``values``."""
+def one_of(key: str) -> Chosen:
+    """The choice for ``attach`` or ``mount``. Raises BadInput, Usage for one that is none."""
     chosen = _chosen(key, "auto")
-    if chosen.value not in values:
+    if chosen.value not in _VALUES[key]:
         from overlayctl.errors import Usage
 
         raise Usage(
-            f"{chosen.source}: {key} is one of {', '.join(values)}, not {chosen.value!r}",
+            f"{chosen.source}: {key} is one of {', '.join(_VALUES[key])}, not {chosen.value!r}",
             hint=f"OVERLAYCTL_{key.upper()}=auto",
         )
     return chosen

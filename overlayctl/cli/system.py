@@ -38,12 +38,15 @@ def check(
 @app.command("info", cls=Verb)
 def info(*, template: Format = None) -> None:
     """Tell where the store is, what this host can do, and how layers are attached here."""
-    from overlayctl.inspect.host import host
+    from overlayctl.inspect import host
+    from overlayctl.kernel import probe
 
     root, source = location()
     store = found_engine()
-    told = {"Root": root, "RootFrom": source, **(store.info() if store else host(root))}
-    told |= settings.told()
+    told = {"Root": root, "RootFrom": source, **(store.info() if store else host.host(root))}
+    for key, ladder in (("attach", probe.LADDER), ("mount", probe.RUNGS)):
+        chosen = settings.one_of(key)
+        told[f"{key.title()}By"] = host.taken(told[key.title()], ladder, *chosen)
     if template is not None:
         render.formatted(template, told)
     elif asked.json:

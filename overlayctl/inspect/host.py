@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from overlayctl.kernel import probe
@@ -36,8 +37,33 @@ def host(root: str) -> dict[str, Any]:
 
 
 def _tried_with(image: str) -> dict[str, Any]:
+    enforcing = _reads("/sys/fs/selinux/enforce") == "1"
     return {
         "Kernel": os.uname().release,
         "Attach": probe.attach_ways(image),
         "Mount": probe.mount_rungs(os.path.dirname(image)),
+        # No labels are written: whoever runs a container's files under a policy should know.
+        "SELinux": "enforcing: layers and uppers have no labels of their own" if enforcing else "",
     }
+
+
+def taken(answers: Mapping[str, str], ladder: Sequence[str], setting: str, source: str) -> str:
+    """Which of the tried ways is taken, and why that one."""
+    if setting != "auto":
+        works = answers[setting] == probe.WORKS
+        return f"{setting}: {source} says so" + ("" if works else f", but {answers[setting]}")
+    failed: list[str] = []
+    for way in ladder:
+        if answers[way] == probe.WORKS:
+            before = f", after {', '.join(failed)}" if failed else ""
+            return f"{way}: the first that works{before}"
+        failed.append(way)
+    return "none works"
+
+
+def _reads(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except OSError:
+        return ""

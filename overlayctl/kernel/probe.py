@@ -17,7 +17,8 @@ Way = Literal["buffered", "directio", "loop", "unpacked"]
 """How a layer is attached; ``layer.attach`` says what each means."""
 Setting = Literal["auto", "buffered", "directio", "loop", "unpacked"]
 WORKS = "works"
-_LADDER: tuple[Way, ...] = ("buffered", "loop", "unpacked")
+LADDER: tuple[Way, ...] = ("buffered", "loop", "unpacked")
+RUNGS: tuple[Rung, ...] = ("fds", "strings", "mount")
 _BLOCK = 512
 
 
@@ -28,7 +29,7 @@ def attach_way(images: Iterable[str], setting: Setting) -> Way:
     Raises HostCannot if none works, or if the chosen one does not.
     """
     failed = []
-    for way in _LADDER if setting == "auto" else (setting,):
+    for way in LADDER if setting == "auto" else (setting,):
         for image in images:
             answer = _attach_answer(image, way)
             if answer == WORKS:
@@ -104,7 +105,6 @@ def mount_rungs(directory: str) -> dict[str, str]:
 
 
 def _rungs_aside(directory: str) -> dict[str, str]:
-    rungs: tuple[Rung, ...] = ("fds", "strings", "mount")
     lowers = tuple(Lower(os.path.join(directory, name), b"", "") for name in "ab")
     found: dict[str, str] = {}
     try:
@@ -113,12 +113,12 @@ def _rungs_aside(directory: str) -> dict[str, str]:
             for lower in lowers:
                 os.mkdir(lower.path)
                 mounter.mount(Tmpfs("overlayctl:probe", read_only=True), lower.path)
-            for rung in rungs:
+            for rung in RUNGS:
                 found[rung] = _rung_answer(Overlay("overlayctl:probe", lowers, rung=rung))
     except OSError as error:
-        return dict.fromkeys(rungs, os.strerror(error.errno or errno.EPERM))
+        return dict.fromkeys(RUNGS, os.strerror(error.errno or errno.EPERM))
     except OverlayctlError as error:
-        return dict.fromkeys(rungs, str(error))
+        return dict.fromkeys(RUNGS, str(error))
     return found
 
 

@@ -156,8 +156,11 @@ def test_a_setting_that_is_none(run: Shell, archive: Path, monkeypatch: pytest.M
     assert "buffered" in run("load", archive, ok=2, sound=False).err
     monkeypatch.setenv("OVERLAYCTL_ATTACH", "auto")
     told = json.loads(run("system", "info", "--json").out)
-    assert (told["AttachSetting"], told["AttachFrom"]) == ("auto", "OVERLAYCTL_ATTACH")
-    assert (told["MountSetting"], told["MountFrom"]) == ("auto", "default")
+    assert told["AttachBy"] == "buffered: the first that works"
+    assert told["MountBy"] == "fds: the first that works"
+    monkeypatch.setenv("OVERLAYCTL_ATTACH", "loop")
+    again = json.loads(run("system", "info", "--json").out)
+    assert again["AttachBy"] == "loop: OVERLAYCTL_ATTACH says so"
     assert set(told["Attach"]) == {"buffered", "directio", "loop", "unpacked"}
     assert set(told["Mount"]) == {"fds", "strings", "mount"}
 
