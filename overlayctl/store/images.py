@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -202,9 +203,14 @@ def note_view(layout: Layout, image_hex: str) -> None:
     A view over layer files needs no note: the kernel holds the files.
     """
     note = _view_note(layout, image_hex)
-    if not os.path.exists(note):
-        records.write(note, b"")
-        records.sync_directory(layout.image(image_hex))
+    try:
+        if not os.path.exists(note):
+            records.write(note, b"")
+            records.sync_directory(layout.image(image_hex))
+    except OSError as error:
+        # Where nothing can be written, nothing can be deleted.
+        if error.errno != errno.EROFS:
+            raise
 
 
 def is_viewed(layout: Layout, image_hex: str) -> bool:
@@ -214,7 +220,8 @@ def is_viewed(layout: Layout, image_hex: str) -> bool:
 
 def forget_view(layout: Layout, image_hex: str) -> None:
     """No view of the image is left."""
-    records.remove(_view_note(layout, image_hex))
+    if is_viewed(layout, image_hex):
+        records.remove(_view_note(layout, image_hex))
 
 
 def _view_note(layout: Layout, image_hex: str) -> str:
