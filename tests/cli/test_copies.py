@@ -13,7 +13,7 @@ import pytest
 from overlayctl.engine import Engine
 from tests import filesystems
 from tests.archives import docker_archive
-from tests.cli.conftest import Here, Shell, reset
+from tests.cli.conftest import Shell, reset
 from tests.cli.test_in_use import vanish
 from tests.layer.tars import directory, entry, tar
 from tests.store.stores import Silent
@@ -23,11 +23,6 @@ LAYERS = [
     tar(entry("gone"), entry("b", data=b"2")),
 ]
 MERGED = {"a": "1", "b": "2 and more", "dir/new": "3"}
-
-
-@pytest.fixture
-def run(store: str) -> Shell:
-    return Here(store)
 
 
 @pytest.fixture
@@ -54,7 +49,7 @@ def first(run: Shell, tmp_path: Path) -> Shell:
 def second(tmp_path: Path) -> Iterator[Shell]:
     """Where the copy is to lie."""
     place = str(tmp_path / "second")
-    yield Here(place)
+    yield Shell(place)
     reset(place)
 
 
@@ -150,7 +145,7 @@ def test_moved_by_a_rename_with_everything_mounted(first: Shell, second: Shell) 
 def test_moved_to_another_filesystem(first: Shell, tmp_path: Path, kind: str) -> None:
     vanish(first.store)
     with filesystems.mounted(kind, tmp_path) as disk:
-        second = Here(str(disk / "store"))
+        second = Shell(str(disk / "store"))
         subprocess.run(["mv", first.store, second.store], check=True)
         try:
             assert content(second.path("mount", "cc")) == MERGED

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import io
 import json
 import os
 import signal
@@ -14,12 +12,11 @@ from typing import NamedTuple
 
 import pytest
 
-from overlayctl.cli import main
 from overlayctl.engine import Engine
 from overlayctl.errors import DiskFull, KernelRefused
 from overlayctl.kernel import disk, mounter
 from tests.archives import docker_archive
-from tests.cli.conftest import Done, Shell, reset
+from tests.cli.conftest import Shell, reset
 from tests.filesystems import (
     KINDS,
     MIB,
@@ -54,7 +51,7 @@ def _layer(number: int, size: int) -> bytes:
 @pytest.fixture
 def place(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
     with mounted(request.param, tmp_path, inodes=2000) as root:
-        run = Here(str(root / "store"))
+        run = Shell(str(root / "store"))
         image = [_layer(number, 2 * MIB) for number in range(LAYERS)]
         run("load", docker_archive(tmp_path / "a.tar", image), sound=False)
         run("create", "--name", "cc", "demo", sound=False)
@@ -68,22 +65,6 @@ def place(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Place]:
         finally:
             remount(root, "rw")
             reset(run.store)
-
-
-class Here(Shell):
-    """Runs commands in this process, which saves the start of a new one each time."""
-
-    def _run(self, arguments: tuple[str | Path, ...], fault: str) -> Done:
-        if fault:
-            return super()._run(arguments, fault)
-        out, err = io.BytesIO(), io.BytesIO()
-        with (
-            contextlib.redirect_stdout(io.TextIOWrapper(out, write_through=True)),
-            contextlib.redirect_stderr(io.TextIOWrapper(err, write_through=True)),
-        ):
-            status = main(["--root", self.store, *map(str, arguments)])
-            said = out.getvalue(), err.getvalue()
-        return Done(os.fsdecode(said[0]), os.fsdecode(said[1]), status)
 
 
 def _paths(store: str) -> list[str]:
@@ -286,7 +267,7 @@ def test_a_read_only_disk_is_read(place: Place, tmp_path: Path) -> None:
 def test_a_store_is_not_made_on_a_read_only_disk(tmp_path: Path) -> None:
     archive = docker_archive(tmp_path / "a.tar", [_layer(1, 10)])
     with mounted("tmpfs", tmp_path, options="ro") as root:
-        run = Here(str(root / "store"))
+        run = Shell(str(root / "store"))
         assert "is on a read-only filesystem" in run("load", archive, ok=5).err
         assert run("images").out
         assert run("system", "info").out
@@ -295,7 +276,7 @@ def test_a_store_is_not_made_on_a_read_only_disk(tmp_path: Path) -> None:
 def test_a_store_is_not_made_on_a_full_disk(tmp_path: Path) -> None:
     archive = docker_archive(tmp_path / "a.tar", [_layer(1, 10)])
     with mounted("tmpfs", tmp_path, size=32 * MIB, inodes=100) as root:
-        run = Here(str(root / "store"))
+        run = Shell(str(root / "store"))
         filled = fill_inodes(root)
         assert "disk is full" in run("load", archive, ok=1).err
         assert run("system", "info").out
@@ -310,18 +291,18 @@ def test_through_fuse_a_store_is_read_and_written_only_by_force(
     archive = docker_archive(tmp_path / "a.tar", [_layer(1, 10)])
     another = docker_archive(tmp_path / "b.tar", [_layer(2, 10)], tags=("another:1",))
     (tmp_path / "local").mkdir()
-    local = Here(str(tmp_path / "local/store"))
+    local = Shell(str(tmp_path / "local/store"))
     local("load", archive)
     local("create", "--name", "cc", "demo")
     local("layer", "detach", "--all")
     mounter.unmount(os.path.join(local.store, "attached"))
     with through_fuse(tmp_path / "local", tmp_path / "through"):
-        run = Here(str(tmp_path / "through/store"))
+        run = Shell(str(tmp_path / "through/store"))
         for command in (f"load {another}", "create demo", "tag demo more:1", "rm cc", "rmi demo"):
             refused = run(*command.split(), ok=5).err
             assert "is on FUSE or virtiofs" in refused
             assert "OVERLAYCTL_ANY_FILESYSTEM=1" in refused
-        new = Here(str(tmp_path / "through/new"))
+        new = Shell(str(tmp_path / "through/new"))
         assert "FUSE" in new("load", archive, ok=5).err
         assert os.listdir(tmp_path / "local") == ["store"]
         _read(run, "images", "ps -a", "system info", "layer files demo:1", "history demo")

@@ -21,7 +21,7 @@ from overlayctl.mount import Overlay
 from overlayctl.store import snapshots
 from tests import filesystems
 from tests.archives import docker_archive
-from tests.cli.conftest import Here, Shell, reset
+from tests.cli.conftest import Shell, reset
 from tests.layer.tars import directory, entry, tar
 from tests.store.stores import Silent
 
@@ -32,11 +32,6 @@ LAYER = tar(
     directory("emptied"),
     entry("emptied/file"),
 )
-
-
-@pytest.fixture
-def run(store: str) -> Shell:
-    return Here(store)
 
 
 @pytest.fixture
@@ -269,7 +264,7 @@ def holding(run: Shell, lock: str, *key: str) -> tuple[str, ...]:
 @pytest.mark.parametrize("kind", ["ext4", "btrfs", "tmpfs"])
 def test_who_has_a_lock_is_named(tmp_path: Path, kind: str) -> None:
     with filesystems.mounted(kind, tmp_path) as disk:
-        run = Here(str(disk / "store"))
+        run = Shell(str(disk / "store"))
         try:
             run("load", docker_archive(tmp_path / "a.tar", [LAYER]), sound=False)
             key = run("create", "--name", "cc", "demo", sound=False).out.strip()

@@ -15,17 +15,12 @@ from overlayctl.engine import Engine
 from overlayctl.kernel import mounter
 from tests import filesystems
 from tests.archives import docker_archive
-from tests.cli.conftest import Here, Shell, reset
+from tests.cli.conftest import Shell, reset
 from tests.cli.test_in_use import elsewhere, process, vanish
 from tests.layer.tars import directory, entry, tar
 from tests.store.stores import Silent
 
 LAYERS = [tar(directory("./"), entry("a", data=b"1")), tar(entry("b", data=b"2"))]
-
-
-@pytest.fixture
-def run(store: str) -> Shell:
-    return Here(store)
 
 
 @pytest.fixture
@@ -180,7 +175,7 @@ def test_a_removed_image_leaves_no_space_in_use_elsewhere(tmp_path: Path) -> Non
     content = os.urandom(20 * filesystems.MIB)
     archive = docker_archive(tmp_path / "a.tar", [tar(directory("./"), entry("a", data=content))])
     with filesystems.mounted("ext4", tmp_path, size=64 * filesystems.MIB) as disk:
-        run = Here(str(disk / "store"))
+        run = Shell(str(disk / "store"))
         try:
             run("load", docker_archive(tmp_path / "b.tar", LAYERS, tags=("other:1",)))
             before = free(disk)

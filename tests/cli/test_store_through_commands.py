@@ -25,6 +25,7 @@ from overlayctl.layer.index import Index
 from overlayctl.layout import Layout
 from overlayctl.store import snapshots
 from tests.archives import diff_id, docker_archive
+from tests.cli.conftest import Shell, reset
 from tests.layer.tars import directory, entry, tar
 from tests.rootmount import missing
 
@@ -55,20 +56,14 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def run(root: Path) -> Iterator[Run]:
     """Run a command; its exit status must be ``status``; the store must be sound afterwards."""
+    shell = Shell(str(root))
 
     def command(*arguments: str | Path, status: int = 0, sound: bool = True) -> str:
-        call: list[str | Path] = [sys.executable, "-m", "overlayctl", "--root", root]
-        done = subprocess.run([*call, *arguments], capture_output=True, check=False)
-        out = (done.stdout + done.stderr).decode(errors="replace")
-        assert done.returncode == status, out
-        if sound and (root / "overlayctl.json").exists():
-            check = subprocess.run([*call, "system", "check"], capture_output=True, check=False)
-            assert check.returncode == 0, check.stdout + check.stderr
-        return out if status else done.stdout.decode(errors="replace")
+        done = shell(*arguments, ok=status, sound=sound)
+        return done.out + done.err if status else done.out
 
     yield command
-    if (root / "overlayctl.json").exists():
-        Engine.open(str(root)).reset(dry_run=False)
+    reset(str(root))
 
 
 def inspect(run: Run, name: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import pytest
 
 from overlayctl.kernel import mounttable
 from tests.archives import docker_archive
-from tests.cli.conftest import Here, Shell
+from tests.cli.conftest import Shell
 from tests.layer.tars import directory, entry, symlink, tar
 from tests.rootmount import require
 
@@ -22,11 +22,6 @@ LAYERS = [
     tar(directory("./"), entry("etc/conf", data=b"one"), entry("etc/old")),
     tar(entry("etc/.wh.old"), entry("etc/new", data=b"two")),
 ]
-
-
-@pytest.fixture
-def run(store: str) -> Shell:
-    return Here(store)
 
 
 @pytest.fixture(autouse=True)
