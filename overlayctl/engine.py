@@ -11,7 +11,7 @@ hold (``Store.deciding``); long work happens before it, in staging.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overlayctl import names
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from overlayctl.kernel.probe import Setting
     from overlayctl.mount import Merged, Rung
+    from overlayctl.runtime.export import Exported
     from overlayctl.runtime.loading import Loaded
     from overlayctl.runtime.prune import Pruned
     from overlayctl.runtime.removal import Removed
@@ -334,6 +335,15 @@ class Engine:
         from overlayctl.runtime import mounts
 
         return mounts.unmount_container(self.store, name, lazy=lazy)
+
+    def export_container(self, name: str, write: Callable[[bytes], object]) -> Exported:
+        """Give ``write`` the container's merged tree as a tar, mounted or not.
+
+        Where its layers are not known it is the tar of what was written, as a layer.
+        """
+        from overlayctl.runtime import export
+
+        return export.export_container(self.store, name, write)
 
     def remove_container(self, name: str, *, force: bool, dry_run: bool) -> str:
         """Remove a container and what was written in it; its id.

@@ -11,6 +11,10 @@ Rung = Literal["auto", "fds", "strings", "mount"]
 """
 
 
+MAX_LOWERS = 500
+"""As many layers as the kernel's overlay takes."""
+
+
 class Erofs(NamedTuple):
     """One layer file (or the empty image) as a read-only EROFS, never executable in place.
 
@@ -33,7 +37,8 @@ class Lower(NamedTuple):
     """An attached layer: the path where it is seen, and how to know that this is it.
 
     An EROFS is known by its ``uuid`` and the end of its file's path (``file``), a directory
-    by being ``tree``; where there is no tree, an empty read-only tmpfs stands for nothing.
+    by being ``tree``; where there is no tree, an empty read-only tmpfs stands for nothing. An
+    upper directory that is only read is its own ``path`` and ``tree``.
     """
 
     path: str

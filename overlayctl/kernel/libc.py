@@ -130,10 +130,12 @@ def move_mount(fd: int, target: Path) -> None:
     _call("move_mount", _MOVE_MOUNT, fd, b"", AT_FDCWD, _path(target), MOVE_MOUNT_F_EMPTY_PATH)
 
 
-def open_tree(path: Path, *, clone: bool = False) -> int:
-    """An fd of the mount at ``path``, or of a detached copy of it."""
+def open_tree(place: Path | int, *, clone: bool = False) -> int:
+    """An fd of the mount at a path or of an fd, or of a detached copy of it."""
     flags = os.O_CLOEXEC | (OPEN_TREE_CLONE if clone else 0)
-    return _call("open_tree", _OPEN_TREE, AT_FDCWD, _path(path), flags)
+    if isinstance(place, int):
+        return _call("open_tree", _OPEN_TREE, place, b"", flags | AT_EMPTY_PATH)
+    return _call("open_tree", _OPEN_TREE, AT_FDCWD, _path(place), flags)
 
 
 def mount_setattr(fd: int, *, add: int = 0, remove: int = 0, propagation: int = 0) -> None:

@@ -25,7 +25,8 @@ def table() -> Table:
 
 def problem(fd: int, lower: Lower, mounts: Table) -> str | None:
     """Why the directory ``fd`` (open for reading) is not that layer; None if it is."""
-    if not libc.is_mount_root(fd):
+    # An upper directory that is read as a layer lies where it is.
+    if not libc.is_mount_root(fd) and lower.tree != lower.path:
         return "is not the root of an attached layer"
     found = libc.fstatfs(fd)
     if found.magic == libc.EROFS_MAGIC:

@@ -17,9 +17,8 @@ from typing import assert_never
 from overlayctl.errors import Holder, HostCannot, InUse, KernelRefused, NotFound
 from overlayctl.kernel import inuse, libc, lowers
 from overlayctl.kernel.kernellog import KernelLog
-from overlayctl.mount import Bind, Erofs, Mount, Overlay, Tmpfs
+from overlayctl.mount import MAX_LOWERS, Bind, Erofs, Mount, Overlay, Tmpfs
 
-MAX_LOWERS = 500
 _STRING_MAX = 255
 _UNKNOWN = "Unknown parameter"
 _ATTEMPTS = 8
@@ -131,7 +130,10 @@ def _overlay(what: Overlay, owned: ExitStack) -> int:
             f"{len(what.lowers)} layers: the kernel's overlay takes at most {MAX_LOWERS}",
             hint="build the image with fewer layers (skopeo, buildah --squash)",
         )
-    uppers = (what.upperdir, what.workdir) if what.upperdir else ()
+    # One that is only read may not be written to by another overlay meanwhile, either.
+    uppers = [lower.path for lower in what.lowers if lower.path == lower.tree]
+    if what.upperdir:
+        uppers += [what.upperdir, what.workdir]
     with KernelLog() as log:
         # Where the kernel's warning cannot be read, every upper is under suspicion.
         if not log.readable:
@@ -141,7 +143,7 @@ def _overlay(what: Overlay, owned: ExitStack) -> int:
             with ExitStack() as attempt:
                 fd = _new_overlay(what, attempt, log)
                 said = log.lines()
-                if uppers and libc.fstatfs(fd).flags & libc.ST_RDONLY:
+                if what.upperdir and libc.fstatfs(fd).flags & libc.ST_RDONLY:
                     raise KernelRefused(
                         "mount overlay", what.source, errno.EROFS,
                         log=["the kernel would mount it read-only", *said],

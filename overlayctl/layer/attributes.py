@@ -79,6 +79,11 @@ def check_owner(member: Member) -> None:
         )
 
 
+def is_carried(name: bytes) -> bool:
+    """Whether layers carry xattrs of this name."""
+    return name in _ACLS or (name.startswith(_NAMESPACES) and name != _IGNORED)
+
+
 def stored_xattrs(member: Member, note: Callable[[str, bytes], None]) -> Xattrs:
     """The xattrs of an entry as the layer stores them, overlay's own names escaped.
 
@@ -86,10 +91,9 @@ def stored_xattrs(member: Member, note: Callable[[str, bytes], None]) -> Xattrs:
     """
     kept: Xattrs = {}
     for name, value in member.xattrs.items():
-        if name == _IGNORED:
-            continue
-        if name not in _ACLS and not name.startswith(_NAMESPACES):
-            note("xattr of an unknown namespace ignored", member.name)
+        if not is_carried(name):
+            if name != _IGNORED:
+                note("xattr of an unknown namespace ignored", member.name)
             continue
         stored = escape(name)
         if len(stored) > NAME_MAX or len(value) > XATTR_VALUE_MAX:

@@ -38,6 +38,9 @@ Extent = tuple[int, int]
 """A piece of a sparse file: offset in the file, length; its bytes follow the one before."""
 
 
+_NO_XATTRS: Xattrs = {}
+
+
 class Limits(NamedTuple):
     """How much of a tar is believed. Each has its own LimitExceeded."""
 
@@ -61,15 +64,15 @@ class Member(NamedTuple):
     size: int
     mtime: int
     mtime_ns: int
-    linkname: bytes
-    major: int
-    minor: int
-    xattrs: Xattrs
-    offset: int
-    data: int
-    stored: int
-    extents: tuple[Extent, ...] | None
-    dirty_tail: bool
+    linkname: bytes = b""
+    major: int = 0
+    minor: int = 0
+    xattrs: Xattrs = _NO_XATTRS
+    offset: int = 0
+    data: int = 0
+    stored: int = 0
+    extents: tuple[Extent, ...] | None = None
+    dirty_tail: bool = False
 
 
 _HEADER = Struct("100s8s8s8s12s12s8sc100s8s32s32s8s8s155s12s")

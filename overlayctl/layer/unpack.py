@@ -15,10 +15,11 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from overlayctl.errors import HostCannot
 from overlayctl.kernel import libc
+from overlayctl.kernel.rooted import Parents
 from overlayctl.layer.fields import shown
 from overlayctl.layer.index import device_number
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 _PIECE = 1 << 20
 _ROOM = 1 << 20
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
-_INSIDE = libc.RESOLVE_IN_ROOT | libc.RESOLVE_NO_SYMLINKS
 _ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
 # What filesystems answer to something that they have no room or no form for.
 _CANNOT = (
@@ -45,7 +44,7 @@ def unpack(index: Index, root: int) -> None:
     """
     first: dict[int, bytes] = {}
     directories: list[tuple[bytes, Node]] = []
-    with _Parents(root) as parents:
+    with Parents(root) as parents:
         for path, node in index.walk():
             if stat.S_ISDIR(node.mode):
                 directories.append((path, node))
@@ -78,7 +77,7 @@ def difference(index: Index, root: int) -> bytes | None:
 
     Reads every byte. Raises OSError, Damaged.
     """
-    with _Parents(root) as parents:
+    with Parents(root) as parents:
         for path, node in index.walk():
             try:
                 parent, name = parents.of(path) if path else (root, b".")
@@ -104,7 +103,8 @@ def _is(index: Index, node: Node, parent: int, name: bytes) -> bool:
     if stat.S_ISLNK(node.mode):
         return os.fsencode(os.readlink(name, dir_fd=parent)) == index.target(node)
     if stat.S_ISDIR(node.mode):
-        fd = os.open(name, _DIRECTORY | os.O_CLOEXEC, dir_fd=parent)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, dir_fd=parent)
         try:
             return set(map(os.fsencode, os.listdir(fd))) == {name for name, _ in index.list(node)}
         finally:
@@ -120,32 +120,6 @@ def _same_content(index: Index, node: Node, parent: int, name: bytes) -> bool:
         return all(
             file.read(_PIECE) == index.read(node, at, _PIECE) for at in range(0, node.size, _PIECE)
         )
-
-
-class _Parents:
-    """The directory of one path after another, opened once for all names in it."""
-
-    def __init__(self, root: int) -> None:
-        self._root = root
-        self._path: bytes | None = None
-        self._fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-
-    def of(self, path: bytes) -> tuple[int, bytes]:
-        """The fd of the directory that holds ``path``, until the next call; the last name."""
-        above, _, name = path.rpartition(b"/")
-        if above != self._path:
-            self.__exit__()
-            self._fd = -1
-            self._fd = libc.openat2(self._root, above or b".", _DIRECTORY, resolve=_INSIDE)
-            self._path = above
-        return self._fd, name
 
 
 def _make(index: Index, node: Node, parent: int, name: bytes) -> None:
@@ -178,7 +152,7 @@ def _file(index: Index, node: Node, parent: int, name: bytes) -> None:
 
 
 def _link(root: int, linked: bytes, parent: int, name: bytes) -> None:
-    with _Parents(root) as other:
+    with Parents(root) as other:
         source, old = other.of(linked)
         os.link(old, name, src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from overlayctl.store.opened import Store
 
 
-def _source(store: Store, kind: str, identifier: str) -> str:
+def source(store: Store, kind: str, identifier: str) -> str:
     """What the mount table calls an overlay of ours."""
     return f"overlayctl:{store.mark}:{kind}:{identifier}"
 
@@ -74,7 +74,7 @@ def mount_image(
     layout = store.layout
     used = snapshots.lowers(layout, layers)
     store.attach(used if len(used) > 1 else [*used, attach.EMPTY])
-    overlay = snapshots.view(layout, _source(store, "image", image), layers)
+    overlay = snapshots.view(layout, source(store, "image", image), layers)
     overlay = overlay._replace(rung=store.rung)
     if any(attach.is_unpacked(lower) for lower in overlay.lowers):
         images.note_view(layout, image)
@@ -132,7 +132,7 @@ def _mount_container(store: Store, key: str, *, volatile: bool, xino: bool) -> s
     store.attach(used or [attach.EMPTY])
     fault("mount:after-attach")
     overlay = snapshots.mounts(
-        layout, _source(store, "container", key), key, volatile=volatile, xino=xino
+        layout, source(store, "container", key), key, volatile=volatile, xino=xino
     )
     overlay = overlay._replace(rung=store.rung)
     fresh = _mountpoint(target)

@@ -3,6 +3,7 @@
     prepare(key, layers)   snapshots/<key>/ with an empty upper
     mounts(key)            -> an Overlay value, for whoever mounts
     view(layers)           -> the read-only Overlay of the layers alone
+    reading(key)           -> the read-only Overlay of a snapshot that is not mounted
     remove(key)            unmakes it: ``keep`` first
 
 ``layers`` are names in the store, bottom to top; the lowerdirs that come out are topmost first.
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from overlayctl.errors import BadInput, Damaged, HostCannot, NotFound
 from overlayctl.kernel import libc
 from overlayctl.layer import attach
-from overlayctl.mount import Overlay
+from overlayctl.mount import MAX_LOWERS, Lower, Overlay
 from overlayctl.store import layers as stored_layers
 from overlayctl.store import records
 from overlayctl.store.records import fault
@@ -206,6 +207,23 @@ def mounts(layout: Layout, source: str, key: str, *, volatile: bool, xino: bool)
         volatile=volatile,
         xino=xino,
     )
+
+
+def reading(layout: Layout, source: str, key: str) -> Overlay:
+    """The read-only overlay of a snapshot that is not mounted; its layers must be attached.
+
+    The upper is its topmost layer: so it needs no work directory, and nothing is written.
+    Raises NotFound and Damaged for the record, HostCannot where the upper is one layer too many.
+    """
+    used = lowers(layout, get(layout, key).layers) or [attach.EMPTY]
+    if len(used) >= MAX_LOWERS:
+        raise HostCannot(
+            f"with {MAX_LOWERS} layers the kernel does not take the container's as one more",
+            hint=f"overlayctl mount {key[:12]}, then repeat the command",
+        )
+    upper = layout.snapshot(key, "upper")
+    layers = (attach.lower(layout, name) for name in used)
+    return Overlay(source, (Lower(upper, b"", "", tree=upper), *layers))
 
 
 def _note_volatile(layout: Layout, key: str, *, volatile: bool) -> None:

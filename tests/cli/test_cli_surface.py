@@ -16,16 +16,16 @@ from overlayctl import cli
 GROUPS = {
     "image": "load import ls inspect history rm tag mount unmount exists",
     "layer": "ls inspect path files cat verify detach",
-    "container": "create ls inspect mount unmount rm exists",
+    "container": "create ls inspect mount unmount export rm exists",
     "system": "check info prune reset",
 }
-_SHORT = "load import images inspect history rmi tag create ps rm mount umount mounts"
+_SHORT = "load import images inspect history rmi tag create ps rm export mount umount mounts"
 SHORT = _SHORT.split()
 COMMANDS: list[tuple[str, ...]] = [
     (group, verb) for group, verbs in GROUPS.items() for verb in verbs.split()
 ]
 COMMANDS += [(word,) for word in SHORT]
-_ELSEWHERE = "run exec commit diff save export cp volume pull push build start stop logs"
+_ELSEWHERE = "run exec commit diff save cp volume pull push build start stop logs"
 ELSEWHERE = _ELSEWHERE.split()
 
 

@@ -1,0 +1,267 @@
+"""A directory tree as a tar: the same tree gives the same bytes.
+
+Names come in byte order, the root first, a directory before what it holds. Each entry is
+opened once, as a place (O_PATH), and all that is said of it is asked of that descriptor: so
+nothing is opened for its name but what turned out to be a regular file, and a tree that
+changes meanwhile gives at worst an older or newer entry, never another file's content.
+
+Two forms. A *merged tree* is told as it looks. A *layer* is an upper directory, whose marks
+become those of a layer's tar (OCI image-spec, layer.md): a whiteout ``.wh.NAME``, an opaque
+directory's mark ``.wh..wh..opq``; overlay's own xattrs are left out.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from overlayctl.errors import BadInput
+from overlayctl.kernel.rooted import Parents
+from overlayctl.layer.attributes import is_carried
+from overlayctl.layer.fields import shown
+from overlayctl.layer.header import END, header, padding
+from overlayctl.layer.tar import Limits, Member
+from overlayctl.whiteout import OPAQUE_MARKER, OPAQUE_XATTR, PREFIX, unescape
+
+if TYPE_CHECKING:
+    from overlayctl.layer.tar import Extent, Xattrs
+
+SOCKET = "a socket, left out"
+CHANGED = "changed while it was read"
+GONE = "gone before it was read"
+NAMED_AS_WHITEOUT = "left out: its name would say that another one is deleted"
+XATTR_LEFT_OUT = "an xattr left out: no tar can carry a name with '='"
+
+_PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_READ = os.O_RDONLY | os.O_NOATIME | os.O_CLOEXEC
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
+_TYPES = {
+    stat.S_IFREG: b"0",
+    stat.S_IFLNK: b"2",
+    stat.S_IFCHR: b"3",
+    stat.S_IFBLK: b"4",
+    stat.S_IFDIR: b"5",
+    stat.S_IFIFO: b"6",
+}
+_ELSEWHERE = {
+    b"trusted.overlay.metacopy": "the content of {} lies in the layers below",
+    b"trusted.overlay.redirect": "the directory {} was renamed, and its content lies below",
+}
+_PIECE = 1 << 20
+_GATHERED = 1 << 18
+
+
+class TarWriter:
+    """The tar of the tree below ``root``, an fd of a directory that stays the caller's.
+
+    Iterate once for its bytes. Then ``notes`` maps a kind of remark to the paths it is about:
+    what could not be told, what changed meanwhile. Raises OSError naming what cannot be read,
+    BadInput for an upper directory that means nothing without the layers below.
+    """
+
+    def __init__(self, root: int, *, layer: bool = False) -> None:
+        self.notes: dict[str, list[bytes]] = {}
+        self._root = root
+        self._layer = layer
+        self._names: dict[tuple[int, int], bytes] = {}
+
+    def __iter__(self) -> Iterator[bytes]:
+        gathered: list[bytes] = []
+        length = 0
+        for piece in self._pieces():
+            gathered.append(piece)
+            length += len(piece)
+            if length >= _GATHERED:
+                yield b"".join(gathered)
+                gathered.clear()
+                length = 0
+        yield b"".join((*gathered, END))
+
+    def _note(self, kind: str, path: bytes) -> None:
+        self.notes.setdefault(kind, []).append(path)
+
+    def _pieces(self) -> Iterator[bytes]:
+        pending = [b""]
+        with Parents(self._root) as parents:
+            while pending:
+                path = pending.pop()
+                try:
+                    parent, name = parents.of(path)
+                    place = os.open(name or b".", _PLACE, dir_fd=parent)
+                except OSError as error:
+                    if error.errno not in _GONE:
+                        raise OSError(error.errno, error.strerror, os.fsdecode(path)) from error
+                    self._note(GONE, path)
+                    continue
+                try:
+                    info = os.fstat(place)
+                    if self._layer and name.startswith(PREFIX):
+                        self._note(NAMED_AS_WHITEOUT, path)
+                        continue
+                    if stat.S_ISDIR(info.st_mode):
+                        start = path + b"/" if path else b""
+                        pending += [start + child for child in _listed(place)]
+                    yield from self._entry(path, place, info)
+                except OSError as error:
+                    raise OSError(error.errno, error.strerror, os.fsdecode(path)) from error
+                finally:
+                    os.close(place)
+
+    def _entry(self, path: bytes, place: int, info: os.stat_result) -> Iterator[bytes]:
+        """One entry, and what comes with it."""
+        kind = _TYPES.get(stat.S_IFMT(info.st_mode))
+        if kind is None:
+            self._note(SOCKET, path)
+            return
+        if self._layer and kind == b"3" and info.st_rdev == 0:
+            # The kernel shares one inode between many whiteouts: they are no hard links.
+            above, slash, name = path.rpartition(b"/")
+            yield header(_mark(above + slash + PREFIX + name, info))
+            return
+        member = _member(path, kind, info)
+        if kind != b"5" and info.st_nlink > 1:
+            first = self._names.setdefault((info.st_dev, info.st_ino), path)
+            if first != path:
+                yield header(member._replace(type=b"1", linkname=first, size=0))
+                return
+        xattrs = _xattrs(place)
+        opaque = self._layer and xattrs.get(OPAQUE_XATTR) == b"y"
+        member = member._replace(xattrs=self._carried(path, xattrs))
+        if kind == b"0":
+            yield from self._file(path, member, place, info)
+            return
+        if kind == b"2":
+            member = member._replace(linkname=os.fsencode(os.readlink("", dir_fd=place)))
+        yield header(member)
+        # On the root of an upper directory the kernel ignores the mark.
+        if kind == b"5" and opaque and path:
+            yield header(_mark(path + b"/" + OPAQUE_MARKER, info))
+
+    def _carried(self, path: bytes, xattrs: Xattrs) -> Xattrs:
+        """The xattrs as a tar names them.
+
+        A merged view shows none of overlay's own: what it calls so is what was put there.
+        """
+        carried: Xattrs = {}
+        for stored, value in sorted(xattrs.items()):
+            if self._layer and stored in _ELSEWHERE:
+                raise BadInput(
+                    f"{_ELSEWHERE[stored].format(shown(path))}: another program mounted it with "
+                    "options that overlayctl does not use",
+                    hint="mount it over its layers with those options, and copy what is seen there",
+                )
+            name = unescape(stored) if self._layer else stored
+            if name is None or not is_carried(name):
+                continue
+            if b"=" in name:
+                self._note(XATTR_LEFT_OUT, path)
+                continue
+            carried[name] = value
+        return carried
+
+    def _file(
+        self, path: bytes, member: Member, place: int, info: os.stat_result
+    ) -> Iterator[bytes]:
+        """A regular file: exactly as long as its header says, whatever happens to it meanwhile."""
+        fd = os.open(f"/proc/self/fd/{place}", _READ)
+        try:
+            extents = _extents(fd, info.st_size)
+            yield header(member._replace(extents=extents))
+            length = 0
+            for offset, size in ((0, info.st_size),) if extents is None else extents:
+                yield from _content(fd, offset, size)
+                length += size
+            yield padding(length)
+            if _version(os.fstat(fd)) != _version(info):
+                self._note(CHANGED, path)
+        finally:
+            os.close(fd)
+
+
+def _listed(place: int) -> list[bytes]:
+    """The names in a directory, the last one in byte order first."""
+    fd = os.open(f"/proc/self/fd/{place}", _READ | os.O_DIRECTORY)
+    try:
+        return sorted(map(os.fsencode, os.listdir(fd)), reverse=True)
+    finally:
+        os.close(fd)
+
+
+def _member(path: bytes, kind: bytes, info: os.stat_result) -> Member:
+    seconds, nanoseconds = divmod(info.st_mtime_ns, 1_000_000_000)
+    device = kind in b"34"
+    return Member(
+        (path or b".") + b"/" if kind == b"5" else path,
+        kind,
+        stat.S_IMODE(info.st_mode),
+        info.st_uid,
+        info.st_gid,
+        info.st_size if kind == b"0" else 0,
+        seconds,
+        nanoseconds,
+        major=os.major(info.st_rdev) if device else 0,
+        minor=os.minor(info.st_rdev) if device else 0,
+    )
+
+
+def _mark(name: bytes, info: os.stat_result) -> Member:
+    """A deletion marker: an empty file with the owner and the time of what it stands for."""
+    return _member(name, b"0", info)._replace(mode=0o600, size=0)
+
+
+def _xattrs(place: int) -> Xattrs:
+    # The descriptor of a place takes no xattr calls; its magic link leads to that very inode,
+    # be it a symlink.
+    path = f"/proc/self/fd/{place}"
+    found: Xattrs = {}
+    try:
+        for name in os.listxattr(path):
+            try:
+                found[os.fsencode(name)] = os.getxattr(path, name)
+            except OSError as error:
+                if error.errno != errno.ENODATA:
+                    raise
+    except OSError as error:
+        if error.errno != errno.ENOTSUP:
+            raise
+    return found
+
+
+def _extents(fd: int, size: int) -> tuple[Extent, ...] | None:
+    """The pieces of a file that has holes, the last one ending where the file does; else None."""
+    found: list[Extent] = []
+    at = 0
+    try:
+        if not size or os.lseek(fd, 0, os.SEEK_HOLE) >= size:
+            return None
+        while at < size:
+            begin = os.lseek(fd, at, os.SEEK_DATA)
+            if begin >= size:
+                break
+            at = min(os.lseek(fd, begin, os.SEEK_HOLE), size)
+            found.append((begin, at - begin))
+    except OSError as error:
+        # No data from here on (lseek(2)).
+        if error.errno != errno.ENXIO:
+            raise
+    if at < size:
+        found.append((size, 0))
+    # Readers have limits, this one's too: then it is written whole.
+    return tuple(found) if len(found) <= Limits().sparse_entries else None
+
+
+def _content(fd: int, offset: int, length: int) -> Iterator[bytes]:
+    """So many bytes from there; zeros for what is not there any more."""
+    end = offset + length
+    while offset < end:
+        piece = os.pread(fd, min(_PIECE, end - offset), offset)
+        piece = piece or bytes(min(_PIECE, end - offset))
+        yield piece
+        offset += len(piece)
+
+
+def _version(info: os.stat_result) -> tuple[int, int, int]:
+    return info.st_size, info.st_mtime_ns, info.st_ctime_ns
