@@ -19,7 +19,7 @@ from overlayctl.kernel import mounttable
 from tests import filesystems
 from tests.archives import docker_archive
 from tests.cli.conftest import Here, Shell
-from tests.cli.test_in_use import elsewhere
+from tests.cli.test_in_use import elsewhere, process
 from tests.layer.tars import directory, entry, hardlink, members, symlink, tar
 from tests.layer.test_tar_writer import by_gnu_tar
 from tests.layer.test_tree import build, shape
@@ -37,9 +37,9 @@ LAYERS = [
     ),
     tar(
         entry("etc/.wh.old"),
-        entry("etc/new", data=b"two", xattrs={"user.note": "x", "trusted.overlay.redirect": "/r"}),
+        entry("etc/new", data=b"two", xattrs={"user.note": "x"}),
         symlink("link", "/etc/conf"),
-        directory("empty"),
+        directory("empty", xattrs={"trusted.overlay.redirect": "/r"}),
     ),
 ]
 
@@ -136,18 +136,20 @@ def test_what_is_mounted_in_a_container_is_not_in_it(run: Shell, tmp_path: Path)
     run("umount", "cc")
 
 
-def test_of_a_container_that_another_mount_namespace_has(run: Shell, store: str) -> None:
-    expected = run("export", "cc").out
-    with elsewhere() as other:
-        mount = [sys.executable, "-m", "overlayctl", "--root", store, "mount", "cc"]
-        place = other(*mount).strip()
-        other("sh", "-c", f"echo more > {place}/etc/more; mount -t tmpfs tmpfs {place}/empty")
-        assert not os.path.exists(place)
+def test_of_a_container_that_another_mount_namespace_has(
+    run: Shell, store: str, tmp_path: Path
+) -> None:
+    script = (
+        'place=$("$@" mount cc) && printf more > "$place/empty/more" && '
+        'mount -t tmpfs tmpfs "$place/opq" && touch "$place/opq/volume"'
+    )
+    command = [sys.executable, "-m", "overlayctl", "--root", store]
+    with process(*elsewhere(script, "sh", *command)):
+        assert not any(m.fs_type == "overlay" for m in mounttable.below(store))
         data = os.fsencode(run("export", "cc").out)
-        other("umount", f"{place}/empty")
-        other(*mount[:-2], "umount", "cc")
-    assert b"more\n" in data
-    assert len(data) == len(os.fsencode(expected)) + 1024
+    tree = by_gnu_tar(data, tmp_path / "x")
+    assert (tree / "empty/more").read_text() == "more"
+    assert os.listdir(tree / "opq") == ["inside"]
 
 
 def test_records_that_are_lost(run: Shell, store: str, tmp_path: Path) -> None:
@@ -198,13 +200,18 @@ def test_an_overlay_that_no_mount_table_shows(run: Shell) -> None:
     run("export", "cc")
 
 
-def test_what_cannot_be_told_is_noted(run: Shell, tmp_path: Path) -> None:
+def test_what_cannot_be_told_is_noted(
+    run: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     merged = run.path("mount", "cc")
+    # The address of a socket is short.
+    monkeypatch.chdir(merged)
     with socket.socket(socket.AF_UNIX) as one:
-        one.bind(str(merged / "s\n"))
+        one.bind("s\n")
+    monkeypatch.chdir("/")
     file = tmp_path / "out.tar"
     done = run("export", "-o", file, "--json", "cc")
-    assert done.err == "note: s\\n: a socket, left out\n"
+    assert done.err == "note: s\\x0a: a socket, left out\n"
     told = json.loads(done.out)
     assert told["Notes"] == [{"Note": "a socket, left out", "Path": "s\n"}]
     assert (told["Size"], told["UpperOnly"]) == (file.stat().st_size, False)

@@ -205,7 +205,9 @@ def said_in_ordinary_use(store: str, archive: Path, log: int) -> list[str]:
     run("mount", "cc")
     ((name, view),) = Engine.open(store)._views().items()
     works(Path(view.target))
+    run("export", "-o", "/dev/null", "cc")
     run("umount", name)
+    run("export", "-o", "/dev/null", "cc")
     run("mount", "cc")
     assert Path(view.target, "new").read_text() == "new"
     run("umount", "cc")
