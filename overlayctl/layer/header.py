@@ -46,7 +46,7 @@ def header(member: Member) -> bytes:
         pax[b"GNU.sparse.name"] = name
         pax[b"GNU.sparse.realsize"] = b"%d" % member.size
         name = _SPARSE_NAME
-    block = _ustar(member._replace(name=name, size=size), pax)
+    block = _ustar(member, name, size, pax)
     if not pax:
         return block + sparse
     records = b"".join(_record(key, value) for key, value in sorted(pax.items()))
@@ -58,17 +58,17 @@ def padding(length: int) -> bytes:
     return bytes(-length % BLOCK)
 
 
-def _ustar(member: Member, pax: dict[bytes, bytes]) -> bytes:
-    """The header block; what does not fit into it goes to ``pax``."""
-    prefix, name = b"", member.name
+def _ustar(member: Member, whole: bytes, size: int, pax: dict[bytes, bytes]) -> bytes:
+    """The header block, with that name and size; what does not fit into it goes to ``pax``."""
+    prefix, name = b"", whole
     if len(name) > _NAME_MAX:
         # The earliest slash that leaves a name that fits; it is not the last byte.
         at = name.find(b"/", len(name) - _NAME_MAX - 1, len(name) - 1)
         if 0 < at <= _PREFIX_MAX:
             prefix, name = name[:at], name[at + 1 :]
-    if not member.name.isascii() or len(name) > _NAME_MAX:
-        pax[b"path"] = member.name
-        prefix, name = b"", name[:_NAME_MAX]
+    if len(name) > _NAME_MAX or not whole.isascii():
+        pax[b"path"] = whole
+        prefix, name = b"", whole[:_NAME_MAX]
     link = member.linkname
     if not link.isascii() or len(link) > _NAME_MAX:
         pax[b"linkpath"] = link
@@ -77,7 +77,7 @@ def _ustar(member: Member, pax: dict[bytes, bytes]) -> bytes:
         pax[b"mtime"] = _time(member.mtime, member.mtime_ns)
     return _block(
         name, b"%07o\0" % member.mode, _number(member.uid, 8, b"uid", pax),
-        _number(member.gid, 8, b"gid", pax), _number(member.size, 12, b"size", pax),
+        _number(member.gid, 8, b"gid", pax), _number(size, 12, b"size", pax),
         _number(member.mtime, 12, b"mtime", pax), member.type, link,
         b"%07o\0" % member.major, b"%07o\0" % member.minor, prefix,
     )  # fmt: skip

@@ -16,7 +16,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from overlayctl.errors import BadInput
 from overlayctl.kernel.rooted import Parents
@@ -121,23 +121,20 @@ class TarWriter:
             above, slash, name = path.rpartition(b"/")
             yield header(_mark(above + slash + PREFIX + name, info))
             return
-        member = _member(path, kind, info)
         if kind != b"5" and info.st_nlink > 1:
             first = self._names.setdefault((info.st_dev, info.st_ino), path)
             if first != path:
-                yield header(member._replace(type=b"1", linkname=first, size=0))
+                yield header(_member(path, b"1", info, linkname=first))
                 return
         xattrs = _xattrs(place)
-        opaque = self._layer and xattrs.get(OPAQUE_XATTR) == b"y"
-        member = member._replace(xattrs=self._carried(path, xattrs))
+        carried = self._carried(path, xattrs) if xattrs else xattrs
         if kind == b"0":
-            yield from self._file(path, member, place, info)
+            yield from self._file(path, carried, place, info)
             return
-        if kind == b"2":
-            member = member._replace(linkname=os.fsencode(os.readlink("", dir_fd=place)))
-        yield header(member)
+        target = os.fsencode(os.readlink("", dir_fd=place)) if kind == b"2" else b""
+        yield header(_member(path, kind, info, linkname=target, xattrs=carried))
         # On the root of an upper directory the kernel ignores the mark.
-        if kind == b"5" and opaque and path:
+        if self._layer and kind == b"5" and path and xattrs.get(OPAQUE_XATTR) == b"y":
             yield header(_mark(path + b"/" + OPAQUE_MARKER, info))
 
     def _carried(self, path: bytes, xattrs: Xattrs) -> Xattrs:
@@ -163,13 +160,13 @@ class TarWriter:
         return carried
 
     def _file(
-        self, path: bytes, member: Member, place: int, info: os.stat_result
+        self, path: bytes, xattrs: Xattrs, place: int, info: os.stat_result
     ) -> Iterator[bytes]:
         """A regular file: exactly as long as its header says, whatever happens to it meanwhile."""
         fd = os.open(f"/proc/self/fd/{place}", _READ)
         try:
             extents = _extents(fd, info.st_size)
-            yield header(member._replace(extents=extents))
+            yield header(_member(path, b"0", info, xattrs=xattrs, extents=extents))
             length = 0
             for offset, size in ((0, info.st_size),) if extents is None else extents:
                 yield from _content(fd, offset, size)
@@ -190,7 +187,7 @@ def _listed(place: int) -> list[bytes]:
         os.close(fd)
 
 
-def _member(path: bytes, kind: bytes, info: os.stat_result) -> Member:
+def _member(path: bytes, kind: bytes, info: os.stat_result, **more: Any) -> Member:
     seconds, nanoseconds = divmod(info.st_mtime_ns, 1_000_000_000)
     device = kind in b"34"
     return Member(
@@ -204,6 +201,7 @@ def _member(path: bytes, kind: bytes, info: os.stat_result) -> Member:
         nanoseconds,
         major=os.major(info.st_rdev) if device else 0,
         minor=os.minor(info.st_rdev) if device else 0,
+        **more,
     )
 
 
