@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -122,6 +124,28 @@ def test_of_layers_that_are_unpacked(
     run("layer", "detach", "--all")
     monkeypatch.setenv("OVERLAYCTL_ATTACH", "unpacked")
     assert run("export", "cc").out == expected
+
+
+def test_in_a_store_with_an_odd_path(odd_run: Shell, tmp_path: Path) -> None:
+    odd_run("load", docker_archive(tmp_path / "a.tar", LAYERS))
+    odd_run("create", "--name", "cc", "demo")
+    expected = odd_run("export", "cc").out
+    odd_run("mount", "cc")
+    assert odd_run("export", "cc").out == expected
+    odd_run("umount", "cc")
+
+
+def test_of_as_many_layers_as_the_kernel_takes(run: Shell, store: str, tmp_path: Path) -> None:
+    """The upper would be one more: then it is exported while it is mounted."""
+    layers = [tar(directory("./"), entry(f"f{number}")) for number in range(500)]
+    run("load", docker_archive(tmp_path / "b.tar", layers, tags=("many:1",)))
+    run("create", "--name", "many", "many:1")
+    refused = run("export", "many", ok=5, sound=False).err
+    assert "hint: overlayctl mount" in refused
+    run("mount", "many", sound=False)
+    with tarfile.open(fileobj=io.BytesIO(os.fsencode(run("export", "many", sound=False).out))) as t:
+        assert len(t.getnames()) == 501
+    run("umount", "many", sound=False)
 
 
 def test_what_is_mounted_in_a_container_is_not_in_it(run: Shell, tmp_path: Path) -> None:
