@@ -20,7 +20,7 @@ import pytest
 from overlayctl.kernel import mounttable
 from tests import filesystems
 from tests.archives import docker_archive
-from tests.cli.conftest import Here, Shell
+from tests.cli.conftest import Shell
 from tests.cli.test_in_use import elsewhere, process
 from tests.layer.tars import directory, entry, hardlink, members, symlink, tar
 from tests.layer.test_tar_writer import by_gnu_tar
@@ -49,7 +49,7 @@ LAYERS = [
 @pytest.fixture
 def run(store: str, tmp_path: Path) -> Shell:
     """A store with a container ``cc`` in which something was written."""
-    run = Here(store)
+    run = Shell(store)
     run("load", docker_archive(tmp_path / "a.tar", LAYERS))
     run("create", "--name", "cc", "demo")
     merged = run.path("mount", "cc")
@@ -356,7 +356,7 @@ def test_it_waits_for_nobody_who_reads_and_is_not_unmounted_meanwhile(
 
 def test_on_a_store_that_is_read_only(tmp_path: Path) -> None:
     with filesystems.mounted("ext4", tmp_path) as disk:
-        run = Here(str(disk / "store"))
+        run = Shell(str(disk / "store"))
         run("load", docker_archive(tmp_path / "a.tar", LAYERS))
         run("create", "--name", "cc", "demo")
         merged = run.path("mount", "cc")
