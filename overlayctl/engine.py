@@ -260,6 +260,8 @@ class Engine:
         with self.store.locked():
             wanted = [layer.named(self.layout, spec)] if spec else attach.attached(self.layout)
             gone = [name for name in wanted if attach.detach(self.layout, name)]
+            if spec is None:
+                attach.leave(self.layout)
         return [name for name in gone if name != attach.EMPTY]
 
     # -- containers ------------------------------------------------------------------

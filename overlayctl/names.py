@@ -49,7 +49,7 @@ def stored(text: str) -> str:
     if not _TAG.fullmatch(tag):
         raise _bad(text, "a tag is 1 to 128 letters, digits, '_', '.' and '-', no '.' or '-' first")
     if path != path.lower():
-        raise _bad(text, "names are lower-case", text.removesuffix(path) + path.lower())
+        raise _bad(text, "names are lower-case", name.lower() + text.removeprefix(name))
     if not (_DOMAIN.fullmatch(domain) and _PATH.fullmatch(path)):
         raise _bad(text, "")
     if len(domain) + 1 + len(path) > _NAME_MAX:

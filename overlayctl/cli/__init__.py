@@ -202,6 +202,9 @@ def unknown(path: str, word: str, available: Sequence[str]) -> NoReturn:
     from overlayctl import names
     from overlayctl.errors import Usage
 
+    if word == "attach" and path.endswith(" layer"):
+        hint = "overlayctl layer path LAYER attaches it, and prints where"
+        raise Usage(f"{path} has no command {word!r}", hint=hint, command=word)
     if word in _WORDS:
         why, instead = _WORDS[word]
         raise Usage(f"{word} {why}", hint=f"use instead: {instead}", command=word)

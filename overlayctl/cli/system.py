@@ -262,8 +262,11 @@ def findings(found: Sequence[Mapping[str, Any]]) -> int:
     else:
         for one in found:
             render.line(_finding(one))
-        if not found:
-            render.note("no damage found")
+        render.note(
+            "overlayctl system check --repair mends what can be, and says what hinders the rest"
+            if found
+            else "no damage found"
+        )
     return 6 if found else 0
 
 

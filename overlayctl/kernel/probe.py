@@ -6,7 +6,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Literal, get_args
 
-from overlayctl.errors import HostCannot, OverlayctlError
+from overlayctl.errors import HostCannot, KernelRefused, OverlayctlError
 from overlayctl.kernel import mounter
 from overlayctl.mount import Bind, Erofs, Lower, Mount, Overlay, Rung, Tmpfs
 
@@ -28,13 +28,13 @@ def attach_way(images: Iterable[str], setting: Setting) -> Way:
     With any of ``images``, EROFS files on the store's filesystem: one alone may be damaged.
     Raises HostCannot if none works, or if the chosen one does not.
     """
-    failed = []
+    failed: dict[str, None] = {}
     for way in LADDER if setting == "auto" else (setting,):
         for image in images:
             answer = _attach_answer(image, way)
             if answer == WORKS:
                 return way
-            failed.append(f"{way}: {answer}")
+            failed[f"{way}: {answer}"] = None
     raise HostCannot(
         "layers cannot be attached here: " + "; ".join(failed),
         hint="mounting needs CAP_SYS_ADMIN and a seccomp profile that allows it"
@@ -61,6 +61,10 @@ def _attach_answer(image: str, way: Way) -> str:
                 os.listdir(root)
             finally:
                 os.close(root)
+    except KernelRefused as error:
+        if error.errno != errno.ENOTBLK:
+            return str(error)
+        return "not from a file on this filesystem, or not by this kernel"
     except OverlayctlError as error:
         return str(error)
     except OSError as error:

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING
 
-from overlayctl.errors import Damaged, InUse
+from overlayctl.errors import Damaged, InUse, NotFound
 from overlayctl.kernel import libc, lowers, mounter, mounttable, probe
 from overlayctl.layer.format import HEADER, PAGE
 from overlayctl.mount import Bind, Erofs, Lower, Mount, Tmpfs
@@ -58,6 +58,9 @@ def attach(layout: Layout, mark: str, names: Iterable[str], setting: probe.Setti
     wanted = [name for name in names if not _is_there(layout, name, mounts)]
     if not wanted:
         return
+    for name in wanted:
+        if not os.path.exists(_image(layout, name)):
+            raise NotFound(f"the layer {name[:12]} is missing", hint="overlayctl system check")
     way = probe.attach_way(dict.fromkeys((layout.empty, _image(layout, wanted[0]))), setting)
     if way == "unpacked":
         lacking = [n for n in wanted if n != EMPTY and not os.path.isdir(layout.layer_tree(n))]
@@ -211,6 +214,13 @@ def detach(layout: Layout, name: str) -> bool:
     # Removing the mountpoint detaches the copies that other namespaces have of the mounts.
     os.rmdir(point)
     return True
+
+
+def leave(layout: Layout) -> None:
+    """Take ``attached/`` itself away if nothing is mounted in it: it keeps a disk from going."""
+    if len(mounttable.below(layout.attached)) == 1:
+        with suppress(InUse):
+            mounter.unmount(layout.attached)
 
 
 def is_mountpoint(layout: Layout, path: str) -> bool:

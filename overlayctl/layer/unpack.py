@@ -218,7 +218,7 @@ def _named(path: bytes, root: int) -> Iterator[None]:
         raise HostCannot(
             f"the store's filesystem cannot hold {shown(path)} of an unpacked layer: "
             f"{error.strerror}",
-            hint="this kernel mounts no layer file, so it is unpacked: try another filesystem "
-            "(--root), or a kernel with EROFS",
+            hint="overlayctl system info says why layers are unpacked here; else try another "
+            "filesystem (--root)",
             path=os.fsdecode(path),
         ) from error

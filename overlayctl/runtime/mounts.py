@@ -159,6 +159,8 @@ def unmount_image(store: Store, name: str, *, lazy: bool) -> str:
     with store.locked():
         views = [view for view in mounted(store) if view.kind == "image"]
         there = [view for view in views if view.target == os.path.realpath(name)]
+        if not there and os.path.isabs(name):
+            raise NotFound(f"nothing of this store is mounted at {name}", hint="overlayctl mounts")
         if not there:
             image, _ = images.resolve(store.layout, name)
             there = [view for view in views if view.id == image.hex]
@@ -177,6 +179,10 @@ def unmount_container(store: Store, name: str, *, lazy: bool) -> str:
     with store.holding(found.id), idle:
         own = [v for v in mounted(store) if v.kind == "container" and v.id == found.id]
         if not own:
+            elsewhere = mounted(store, everywhere=True)
+            others = [v for v in elsewhere if v.kind == "container" and v.id == found.id]
+            if others:
+                raise InUse(f"container {name}", [holder(v, name) for v in others])
             raise NotFound(f"container {name} is not mounted", hint="overlayctl mounts")
         unmount(store, own[-1], lazy=lazy)
     return found.id

@@ -371,7 +371,11 @@ def _snapshots(layout: Layout) -> list[Finding]:
         if not os.path.isdir(layout.snapshot(key, "upper")):
             found.append(Finding("snapshot-damaged", path, "its upper directory is gone"))
         if not os.path.exists(layout.container(key)):
-            message = f"its container's record {layout.container(key)} is gone"
+            short = names.short(key)
+            message = (
+                f"its container's record {layout.container(key)} is gone: overlayctl export "
+                f"{short} saves what is in it, overlayctl rm {short} removes it"
+            )
             found.append(Finding("snapshot-orphan", path, message))
     return found
 

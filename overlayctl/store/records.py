@@ -20,6 +20,10 @@ from overlayctl.layout import (
 )
 
 Record = dict[str, Any]
+_MARKER_LOST = (
+    "everything else is still there: put a copy back, or write the record again as "
+    "docs/store-format.md says (any id will do)"
+)
 VERSION = 1
 
 
@@ -158,13 +162,16 @@ def open_store(root: str, *, create: bool) -> tuple[Layout, Record]:
             _make(layout)
     try:
         marker = read(layout.marker)
+    except Damaged as error:
+        error.hint = _MARKER_LOST
+        raise
     except NotFound:
         raise NotFound(
             f"there is no store at {layout.root}", hint="overlayctl load FILE makes one"
         ) from None
     features, version = marker.get("incompatible"), marker.get("format")
     if not isinstance(features, list) or not isinstance(version, int):
-        raise Damaged(f"the record {layout.marker} is damaged", hint="overlayctl system check")
+        raise Damaged(f"the record {layout.marker} is damaged", hint=_MARKER_LOST)
     unknown = set(map(str, features)) - set(INCOMPATIBLE)
     if unknown or version > FORMAT_VERSION:
         raise HostCannot(

@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 
 _LAYER = re.compile(r"[0-9a-f]{64}(-[0-9a-f]{16})?")
 _REBUILT = ("layer-damaged", "layer-misnamed", "layer-not-derived")
-_AGAIN = "remove the images that use it (overlayctl rmi) and load them again"
+_AGAIN = (
+    "move that file out of the store and load an image that has the layer; "
+    "containers keep what was written in them"
+)
 _FINISH = ("", "")
 _FINISHED = ("staging-left", "snapshot-unfinished", "container-unfinished", "name-dangling")
 _ADVICE = {
@@ -69,14 +72,16 @@ def repair(store: Store, *, deep: bool = False) -> tuple[list[Repaired], list[Fi
     cannot be done it is one of the things that remain. Raises Locked.
     """
     with store.locked():
-        return _Repair(store.layout, deep=deep).run()
+        return _Repair(store.layout, store.mark, deep=deep).run()
 
 
 class _Repair:
     """One repair. ``reasons`` say why what remains could not be repaired."""
 
-    def __init__(self, layout: Layout, *, deep: bool) -> None:
+    def __init__(self, layout: Layout, mark: str, *, deep: bool) -> None:
         self._layout = layout
+        self._mark = mark
+        self._renewed: list[str] = []
         self._deep = deep
         self._reasons: dict[tuple[str, str], str] = {}
         self._seen: dict[tuple[str, str], Finding] = {}
@@ -94,6 +99,7 @@ class _Repair:
         remaining = self._layers()
         self._empty_image()
         self._stale()
+        remaining += self._views()
         remaining += check.but_layers(self._layout)
         left = {(one.tag, one.path) for one in remaining}
         done = [one for what, one in self._seen.items() if what not in left]
@@ -203,6 +209,7 @@ class _Repair:
             staged = layers.unpack(self._layout, place, name)
             os.rename(staged, self._layout.layer_tree(name, after=1))
             records.sync_directory(self._layout.layer(name))
+        self._renewed.append(name)
 
     def _rebuild(self, name: str) -> None:
         path = self._layout.layer_file(name)
@@ -234,6 +241,24 @@ class _Repair:
             os.rename(staged, self._layout.layer_file(name, after=1))
             records.sync_directory(self._layout.layer(name))
             fault("repair:after-rename")
+        self._renewed.append(name)
+
+    def _views(self) -> list[Finding]:
+        """Overlays mounted before one of their layers was made again: they keep the old one."""
+        users = gc.layer_users(self._layout)
+        harmed = {user: name for name in self._renewed for user in users.get(name, ())}
+        found = []
+        for pid, mount in mounttable.everywhere():
+            ours, _, owner = mount.source.partition(f"overlayctl:{self._mark}:")
+            kind, _, identifier = owner.partition(":")
+            user = f"{'snapshot' if kind == 'container' else kind} {identifier}"
+            if mount.fs_type == "overlay" and not ours and user in harmed:
+                message = (
+                    f"mounted before layer {names.short(harmed[user])} was made again, process "
+                    f"{pid} sees the damaged one there: unmount it, and mount it again"
+                )
+                found.append(Finding("view-stale", mount.mount_point, message, (user,)))
+        return found
 
     def _empty_image(self) -> None:
         for one in self._look():

@@ -117,7 +117,11 @@ def _set_xattr(upper: str, name: bytes, value: bytes) -> None:
 
 def get(layout: Layout, key: str) -> Snapshot:
     """The snapshot's record. Raises NotFound, Damaged."""
-    record = records.read(layout.snapshot(key, "snapshot.json"))
+    try:
+        record = records.read(layout.snapshot(key, "snapshot.json"))
+    except NotFound as error:
+        error.hint = "overlayctl system check --repair"
+        raise
     try:
         return Snapshot(key, str(record["owner"]), tuple(map(str, record["layers"])))
     except (KeyError, TypeError, ValueError) as error:
