@@ -215,16 +215,13 @@ def _xattrs(place: int) -> Xattrs:
     # be it a symlink.
     path = f"/proc/self/fd/{place}"
     found: Xattrs = {}
-    try:
-        for name in os.listxattr(path):
-            try:
-                found[os.fsencode(name)] = os.getxattr(path, name)
-            except OSError as error:
-                if error.errno != errno.ENODATA:
-                    raise
-    except OSError as error:
-        if error.errno != errno.ENOTSUP:
-            raise
+    for name in os.listxattr(path):
+        try:
+            found[os.fsencode(name)] = os.getxattr(path, name)
+        except OSError as error:
+            # It went meanwhile.
+            if error.errno != errno.ENODATA:
+                raise
     return found
 
 
