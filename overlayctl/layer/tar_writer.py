@@ -33,6 +33,8 @@ SOCKET = "a socket, left out"
 CHANGED = "changed while it was read"
 GONE = "gone before it was read"
 NAMED_AS_WHITEOUT = "left out: its name would say that another one is deleted"
+# Where xfs keeps ACLs, listed to root beside the ACLs themselves.
+_XFS_ACL = "trusted.SGI_ACL_"
 XATTR_LEFT_OUT = "an xattr left out: no tar can carry a name with '='"
 
 _PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -216,6 +218,8 @@ def _xattrs(place: int) -> Xattrs:
     path = f"/proc/self/fd/{place}"
     found: Xattrs = {}
     for name in os.listxattr(path):
+        if name.startswith(_XFS_ACL):
+            continue
         try:
             found[os.fsencode(name)] = os.getxattr(path, name)
         except OSError as error:

@@ -9,6 +9,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -174,6 +175,7 @@ def disk(layout: Layout, name: str) -> int:
     seen = {}
     for place, _, files in os.walk(layout.layer(name)):
         for file in files:
-            found = os.lstat(os.path.join(place, file))
-            seen[found.st_ino] = found.st_blocks * 512
+            with suppress(FileNotFoundError):  # A repair replaced it meanwhile.
+                found = os.lstat(os.path.join(place, file))
+                seen[found.st_ino] = found.st_blocks * 512
     return sum(seen.values())

@@ -25,6 +25,7 @@ from overlayctl.layer.index import Index
 from overlayctl.layer.tar import Member, TarReader
 from overlayctl.layer.tar_writer import TarWriter
 from overlayctl.mount import Erofs
+from tests import filesystems
 from tests.layer.tars import members, python_members
 from tests.layer.test_tree import build, shape
 from tests.oracles import command, trees
@@ -278,6 +279,19 @@ def test_acls_capabilities_owners_and_times(tree: Path, tmp_path: Path) -> None:
     (tree / "setuid").chmod(0o6755)
     os.symlink("t" * 4095, tree / "long")
     agrees(tree, tmp_path / "out")
+
+
+def test_xfs_shows_an_acl_twice_and_the_tar_holds_it_once(tmp_path: Path) -> None:
+    acl = bytes.fromhex("02000000 01000600ffffffff 02000400 07000000 04000400ffffffff")
+    acl += bytes.fromhex("10000400ffffffff 20000400ffffffff")
+    with filesystems.mounted("xfs", tmp_path, name="disk") as disk:
+        (disk / "tree").mkdir()
+        (disk / "tree/file").touch(0o644)
+        os.setxattr(disk / "tree/file", "system.posix_acl_access", acl)
+        assert "trusted.SGI_ACL_FILE" in os.listxattr(disk / "tree/file")
+        data, _ = written(disk / "tree")
+    assert b"system.posix_acl_access" in data
+    assert b"SGI_ACL" not in data
 
 
 def test_names_of_any_bytes_and_lengths(tree: Path, tmp_path: Path) -> None:
