@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overlayctl import names
-from overlayctl.errors import Conflict, Holder, InUse
+from overlayctl.errors import Conflict, Holder, InUse, NotFound
 from overlayctl.kernel import inuse, mounter, mounttable
 from overlayctl.layer import attach
 from overlayctl.runtime import mounts
-from overlayctl.store import containers, gc, images, layers, records, snapshots
+from overlayctl.store import containers, gc, images, layers, locks, records, snapshots
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -149,6 +150,11 @@ def reset(store: Store, *, dry_run: bool) -> dict[str, Any]:
             return plan
         views = mounts.mounted(store, everywhere=True)
         others = [mounts.holder(v, v.target) for v in views if v.pid != os.getpid()]
+        for place in records.names(store.layout.ingest):
+            # A load that goes on would come back to a store that is not there.
+            staged = store.layout.path("ingest", place)
+            with suppress(NotFound, NotADirectoryError), locks.attempt(staged) as loading:
+                others += loading
         if others:
             raise InUse(f"the store {store.layout.root}", others)
         for key in snapshots.stored(store.layout):

@@ -26,6 +26,7 @@ from overlayctl.errors import Holder, Locked, NotFound
 # Most holds are shorter than a millisecond, some last long: what waits looks ever less often.
 _POLL, _POLL_MAX = 0.0005, 0.02
 TIMEOUT = 30.0
+_UNSEEN = [Holder("a process", "not visible here", "")]
 
 
 @contextmanager
@@ -66,7 +67,7 @@ def attempt(path: str) -> Iterator[list[Holder]]:
         try:
             taken = _try(fd, fcntl.LOCK_EX)
             if not taken or _still_at(fd, path):
-                yield [] if taken else _holders(fd)
+                yield [] if taken else _holders(fd) or _UNSEEN
                 return
         finally:
             os.close(fd)
@@ -85,7 +86,8 @@ def _acquire(fd: int, path: str, named: int, *, exclusive: bool, deadline: float
     pause = _POLL
     while not _try(fd, kind):
         if time.monotonic() >= deadline:
-            holders = _holders(named)
+            # Who waits at the turnstile waits for who has the directory, mostly.
+            holders = _holders(named) or _holders(fd) or _UNSEEN
             told = ", ".join(f"{holder.kind} {holder.name}" for holder in holders)
             raise Locked(
                 f"{path} is locked by {told}",
@@ -115,25 +117,27 @@ def _still_at(fd: int, path: str) -> bool:
 
 
 def _holders(fd: int) -> list[Holder]:
-    """Who holds a lock on the inode of ``fd`` (proc_locks(5)); never empty.
+    """Who holds a lock on the inode of ``fd`` (proc_locks(5)).
 
     The file leaves out the processes that have no number in this pid namespace.
     """
     inode = f":{os.fstat(fd).st_ino}"
     found = []
-    with open("/proc/locks") as file:
-        for line in file:
-            # A waiter's line has "->" there. Its device is the superblock's, which on btrfs is
-            # not what stat gives: so the process's descriptors decide.
-            fields = line.split()
-            if fields[1] == "FLOCK" and fields[5].endswith(inode) and _has(fields[4], fd):
-                with (
-                    suppress(FileNotFoundError, ProcessLookupError),
-                    open(f"/proc/{fields[4]}/comm", errors="replace") as comm,
-                ):
-                    name = f"{fields[4]} ({comm.read().strip()})"
-                    found.append(Holder("process", name, f"kill {fields[4]}"))
-    return found or [Holder("a process", "not visible here", "")]
+    lines: list[str] = []
+    with suppress(FileNotFoundError, PermissionError), open("/proc/locks") as file:
+        lines = file.readlines()
+    for line in lines:
+        # A waiter's line has "->" there. Its device is the superblock's, which on btrfs is
+        # not what stat gives: so the process's descriptors decide.
+        fields = line.split()
+        if fields[1] == "FLOCK" and fields[5].endswith(inode) and _has(fields[4], fd):
+            with (
+                suppress(FileNotFoundError, ProcessLookupError),
+                open(f"/proc/{fields[4]}/comm", errors="replace") as comm,
+            ):
+                name = f"{fields[4]} ({comm.read().strip()})"
+                found.append(Holder("process", name, f"kill {fields[4]}"))
+    return found
 
 
 def _has(pid: str, fd: int) -> bool:

@@ -48,10 +48,16 @@ class Store:
 
     @contextmanager
     def locked(self, *, exclusive: bool = True) -> Iterator[None]:
-        """Hold the store's lock. Raises Locked, and what the disk refuses as ``disk.told`` does."""
+        """Hold the store's lock.
+
+        Raises Locked, NotFound if the store was removed meanwhile, and what the disk refuses
+        as ``disk.told`` does.
+        """
         root, gate = self.layout.root, self.layout.ingest
         lock = locks.hold(root, exclusive=exclusive, timeout=self.timeout, turnstile=gate)
         with disk.told(root), lock:
+            if not os.path.exists(self.layout.marker):
+                raise NotFound(f"the store at {root} is gone: it was reset meanwhile")
             yield
 
     @contextmanager

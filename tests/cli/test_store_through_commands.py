@@ -19,11 +19,11 @@ from typing import Any
 import pytest
 
 from overlayctl.engine import Engine
-from overlayctl.errors import KernelRefused
+from overlayctl.errors import KernelRefused, NotFound
 from overlayctl.kernel import mounttable
 from overlayctl.layer.index import Index
 from overlayctl.layout import Layout
-from overlayctl.store import snapshots
+from overlayctl.store import snapshots, staging
 from tests.archives import diff_id, docker_archive
 from tests.cli.conftest import Shell, reset
 from tests.layer.tars import directory, entry, tar
@@ -340,3 +340,16 @@ def test_the_words_of_refusals(run: Run, tmp_path: Path) -> None:
     run("import", flat, "flat:1")
     assert len(inspect(run, "flat:1")["Layers"]) == 1
     assert Layout(str(tmp_path / "store")).root == str(tmp_path / "store")
+
+
+def test_reset_takes_no_store_away_from_a_load(run: Run, root: Path, tmp_path: Path) -> None:
+    run("load", docker_archive(tmp_path / "a.tar", LAYERS))
+    engine = Engine.open(str(root))
+    with staging.staging(engine.layout):
+        assert f"process {os.getpid()} " in run("system", "reset", "--yes", status=4, sound=False)
+    run("images")
+    run("system", "reset", "--yes")
+    # Who had it open, and waited for the lock.
+    with pytest.raises(NotFound, match="is gone"):
+        engine.create("demo", name="late", command=(), labels={}, mount=False)
+    assert os.listdir(root) == []
