@@ -1,5 +1,6 @@
 """Mounts as values, performed: what comes out, and what is refused with nothing left."""
 
+import errno
 import os
 import resource
 import subprocess
@@ -199,12 +200,18 @@ def test_what_is_detached_is_in_no_table_and_goes_by_itself(place: Place) -> Non
 # --- the other ways, on older kernels -------------------------------------------------------
 
 
-@pytest.fixture(params=[(9, "6.8 to 6.12"), (95, "before 6.5")], ids=lambda kernel: str(kernel[1]))
+OLDER = [(9, "6.8 to 6.12"), (22, "6.5 to 6.7"), (95, "before 6.5")]
+
+
+@pytest.fixture(params=OLDER, ids=lambda kernel: str(kernel[1]))
 def older(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Answer layers by descriptor as that kernel does."""
     number, name = request.param
 
-    def refuse(_fd: int, _key: str, _value: int) -> None:
+    def refuse(fd: int, key: str, _value: int) -> None:
+        if number == errno.EINVAL:
+            # The kernel's own answer to a parameter that it does not know, with its log.
+            libc.fsconfig_string(fd, f"un{key}", "x")
         raise OSError(number, os.strerror(number), "fsconfig")
 
     monkeypatch.setattr(libc, "fsconfig_fd", refuse)
@@ -215,7 +222,7 @@ def test_older_kernels_get_the_same_overlay(tmp_path: Path, empty: str, older: s
     root = tmp_path / ODD
     root.mkdir()
     place = Place(str(root), empty)
-    lowers = [place.attach(f"l{n}", empty) for n in range(500 if older == "before 6.5" else 20)]
+    lowers = [place.attach(f"l{n}", empty) for n in range(20 if older == "6.8 to 6.12" else 500)]
     here, table = os.getcwd(), len(mounttable.read())
     descriptors = len(os.listdir("/proc/self/fd"))
     mounter.mount(overlay(place, *lowers), place.merged)
