@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 
 from overlayctl.errors import Holder, InUse, KernelRefused
@@ -48,6 +49,21 @@ def refuse_used(uppers: Sequence[str]) -> None:
     for path in uppers:
         if os.path.isdir(path) and upper_in_use(path):
             raise InUse(path, _overlays_on(os.path.realpath(path)))
+
+
+def refuse_mounts(path: str, *, but: str = "") -> None:
+    """Raise InUse, naming them, if anything is mounted below ``path``, but for below ``but``.
+
+    A deletion would not stop there, and delete what is another's. ``path`` is resolved.
+    """
+    inside = f"{but}/" if but else "\0"
+    found = [
+        Holder("mount", mount.mount_point, f"umount {shlex.quote(mount.mount_point)}")
+        for mount in mounttable.below(path)
+        if mount.mount_point != path and not f"{mount.mount_point}/".startswith(inside)
+    ]
+    if found:
+        raise InUse(path, found)
 
 
 def _overlays_on(path: str) -> list[Holder]:

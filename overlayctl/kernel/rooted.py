@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+from collections.abc import Callable, Iterator
 from typing import Self
 
 from overlayctl.errors import NotFound
@@ -35,6 +37,117 @@ def open_directory(root: int, path: bytes) -> int:
         if fd >= 0:
             os.close(fd)
         raise
+
+
+def remove_tree(path: str, *, ignore_errors: bool = False) -> None:
+    """Delete a directory and all in it; nothing that is mounted below, however deep it is.
+
+    Raises OSError at the first name that cannot go, EBUSY for a mount; with ``ignore_errors``
+    everything else goes.
+    """
+
+    def hindered(error: OSError) -> None:
+        if not ignore_errors:
+            raise error
+
+    for fd, name, entries in _descent(path, hindered):
+        try:
+            if name is not None:
+                os.rmdir(name, dir_fd=fd)
+            for entry in entries:
+                if not entry.is_dir(follow_symlinks=False):
+                    os.unlink(entry.name, dir_fd=fd)
+        except OSError as error:
+            hindered(error)
+
+
+def stats(path: str) -> Iterator[os.stat_result]:
+    """What lies below a directory, however deep, but for what is mounted there; not itself.
+
+    What goes meanwhile is left out. Raises FileNotFoundError if the directory is not there.
+    """
+
+    def hindered(error: OSError) -> None:
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EBUSY, errno.ELOOP):
+            raise error
+
+    os.stat(path)
+    for _, _, entries in _descent(path, hindered):
+        for entry in entries:
+            try:
+                yield entry.stat(follow_symlinks=False)
+            except FileNotFoundError:
+                continue
+
+
+def _descent(
+    path: str, hindered: Callable[[OSError], None]
+) -> Iterator[tuple[int, str | None, list[os.DirEntry[str]]]]:
+    """Each directory from ``path`` down: its fd and what is in it.
+
+    When it is left again: the fd of the one above, its name, and nothing. Two descriptors
+    are open however deep it goes, and no path is longer than a name. What cannot be entered
+    is told to ``hindered`` and left out.
+    """
+    above, first = os.path.split(path)
+    try:
+        top = os.open(above, _DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        hindered(error)
+        return
+    fd = os.dup(top)
+    names: list[str] = []
+    places = [os.fstat(top)]
+    pending = [[first]]
+    try:
+        while True:
+            if pending[-1]:
+                name = pending[-1].pop()
+                try:
+                    below = _enter(fd, name)
+                except OSError as error:
+                    hindered(error)
+                    continue
+                os.close(fd)
+                fd = below
+                names.append(name)
+                places.append(os.fstat(fd))
+                entries = []
+                try:
+                    with os.scandir(fd) as found:
+                        entries = list(found)
+                except OSError as error:
+                    hindered(error)
+                pending.append([e.name for e in entries if e.is_dir(follow_symlinks=False)])
+                yield fd, None, entries
+            elif names:
+                name = names.pop()
+                del places[-1], pending[-1]
+                up = os.open("..", _DIRECTORY | os.O_CLOEXEC, dir_fd=fd)
+                os.close(fd)
+                fd = up
+                if not os.path.samestat(os.fstat(fd), places[-1]):
+                    # It was moved while we were in it.
+                    fd, up = -1, fd
+                    os.close(up)
+                    fd = open_directory(top, os.fsencode("/".join(names)))
+                yield fd, name, []
+            else:
+                return
+    except OSError as error:
+        hindered(error)
+    finally:
+        os.close(top)
+        if fd >= 0:
+            os.close(fd)
+
+
+def _enter(above: int, name: str) -> int:
+    fd = os.open(name, _DIRECTORY | os.O_CLOEXEC, dir_fd=above)
+    if libc.is_mount_root(fd):
+        os.close(fd)
+        raise OSError(errno.EBUSY, "something is mounted there", name)
+    return fd
 
 
 class Parents:

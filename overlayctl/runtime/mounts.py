@@ -6,13 +6,12 @@ The source of every overlay names its owner: ``overlayctl:<store's mark>:<kind>:
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from overlayctl.errors import Holder, InUse, NotFound, OverlayctlError
-from overlayctl.kernel import libc, mounter, mounttable
+from overlayctl.kernel import libc, mounter, mounttable, rooted
 from overlayctl.layer import attach
 from overlayctl.mount import Merged
 from overlayctl.store import containers, images, snapshots
@@ -141,13 +140,13 @@ def _mount_container(store: Store, key: str, *, volatile: bool, xino: bool) -> s
     except OverlayctlError:
         if fresh:
             os.rmdir(target)
-        shutil.rmtree(overlay.workdir, ignore_errors=True)
+        rooted.remove_tree(overlay.workdir, ignore_errors=True)
         raise
     fault("mount:after-mount")
     # Only now is it sure that nobody else works in the older ones.
     for name in snapshots.work_directories(layout, key):
         if layout.snapshot(key, name) != overlay.workdir:
-            shutil.rmtree(layout.snapshot(key, name), ignore_errors=True)
+            rooted.remove_tree(layout.snapshot(key, name), ignore_errors=True)
     return target
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overlayctl import names
 from overlayctl.errors import Conflict, Holder, InUse, NotFound
-from overlayctl.kernel import inuse, mounter, mounttable
+from overlayctl.kernel import inuse, mounter, mounttable, rooted
 from overlayctl.layer import attach
 from overlayctl.runtime import mounts
 from overlayctl.store import containers, gc, images, layers, locks, records, snapshots
@@ -118,6 +117,7 @@ def remove_container(store: Store, name: str, *, force: bool, dry_run: bool) -> 
         own = [v for v in views if v.pid == os.getpid()]
         if views and (not force or len(own) < len(views)):
             raise InUse(f"container {found.name}", [mounts.holder(v, found.name) for v in views])
+        inuse.refuse_mounts(store.layout.snapshot(found.id))
         if dry_run:
             return found.id
         for view in own:
@@ -157,6 +157,7 @@ def reset(store: Store, *, dry_run: bool) -> dict[str, Any]:
                 others += loading
         if others:
             raise InUse(f"the store {store.layout.root}", others)
+        inuse.refuse_mounts(store.layout.root, but=store.layout.attached)
         for key in snapshots.stored(store.layout):
             with store.idle(key):
                 pass
@@ -167,13 +168,13 @@ def reset(store: Store, *, dry_run: bool) -> dict[str, Any]:
         )
         for name in attach.attached(store.layout):
             attach.detach(store.layout, name)
-        if mounttable.at(store.layout.attached):
+        while mounttable.at(store.layout.attached):
             mounter.unmount(store.layout.attached)
         records.remove(store.layout.marker)
         for name in records.names(store.layout.root):
             path = store.layout.path(name)
             if os.path.isdir(path) and not os.path.islink(path):
-                shutil.rmtree(path)
+                rooted.remove_tree(path)
             else:
                 os.unlink(path)
     return plan

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
+import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from overlayctl.errors import KernelRefused, OverlayctlError
-from overlayctl.kernel import inuse
+from overlayctl.kernel import inuse, rooted
 from overlayctl.layer import attach
 from overlayctl.store import containers, images, layers, records, snapshots, staging
 
@@ -68,13 +68,11 @@ def abandoned(layout: Layout) -> dict[str, int]:
 
 
 def _blocks(path: str) -> int:
-    below = [os.path.join(at, name) for at, _, files in os.walk(path) for name in files]
-    total = 0
-    for file in below if os.path.isdir(path) else [path]:
-        # The next writer takes it away, and may be doing so.
-        with suppress(FileNotFoundError):
-            total += os.lstat(file).st_blocks * 512
-    return total
+    # The next writer takes it away, and may be doing so.
+    with suppress(FileNotFoundError):
+        found = rooted.stats(path) if os.path.isdir(path) else [os.lstat(path)]
+        return sum(one.st_blocks * 512 for one in found if not stat.S_ISDIR(one.st_mode))
+    return 0
 
 
 def finish(layout: Layout) -> None:
@@ -86,7 +84,7 @@ def finish(layout: Layout) -> None:
     staging.sweep(layout)
     for name in records.names(layout.path("images")):
         if _IMAGE.fullmatch(name) and not os.path.exists(layout.image(name, "image.json")):
-            shutil.rmtree(layout.image(name), ignore_errors=True)
+            rooted.remove_tree(layout.image(name), ignore_errors=True)
     for name in records.names(layout.path("layers")):
         if _LAYER.fullmatch(name) and not layers.exists(layout, name):
             layers.clear(layout, name)
@@ -116,7 +114,7 @@ def _finish_snapshot(layout: Layout, key: str) -> None:
     if there:
         os.rmdir(merged)
     records.remove(layout.snapshot(key, "keep"))
-    shutil.rmtree(layout.snapshot(key), ignore_errors=True)
+    rooted.remove_tree(layout.snapshot(key), ignore_errors=True)
     records.remove(layout.container(key))
 
 

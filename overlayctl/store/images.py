@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overlayctl import names
 from overlayctl.digest import DiffID, hex_of, of_bytes
 from overlayctl.errors import Damaged, NotFound, OverlayctlError, Usage
+from overlayctl.kernel import rooted
 from overlayctl.store import records
 from overlayctl.store.records import Record, fault
 
@@ -45,7 +45,7 @@ def commit(
     if _is_whole(layout, image_hex):
         return False
     records.remove(layout.image(image_hex, "image.json"))
-    shutil.rmtree(target, ignore_errors=True)
+    rooted.remove_tree(target, ignore_errors=True)
     staged = os.path.join(staging, f"image-{image_hex}")
     os.mkdir(staged, 0o700)
     records.write(os.path.join(staged, "config.json"), config)

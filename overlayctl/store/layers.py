@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from stat import S_ISDIR
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from overlayctl import names
 from overlayctl.errors import NotFound
+from overlayctl.kernel import rooted
 from overlayctl.layer import attach
 from overlayctl.layer.index import Index
 from overlayctl.layout import generation
@@ -158,7 +159,7 @@ def clear(layout: Layout, name: str) -> None:
     directory = layout.layer(name)
     for tree in records.names(directory):
         if generation(tree, "tree", ""):
-            shutil.rmtree(os.path.join(directory, tree))
+            rooted.remove_tree(os.path.join(directory, tree))
     try:
         os.rmdir(directory)
     except OSError as error:
@@ -173,9 +174,8 @@ def _files(directory: str) -> list[str]:
 def disk(layout: Layout, name: str) -> int:
     """The bytes that the store spends on a layer: blocks taken by its file, and by its tree."""
     seen = {}
-    for place, _, files in os.walk(layout.layer(name)):
-        for file in files:
-            with suppress(FileNotFoundError):  # A repair replaced it meanwhile.
-                found = os.lstat(os.path.join(place, file))
+    with suppress(FileNotFoundError):
+        for found in rooted.stats(layout.layer(name)):
+            if not S_ISDIR(found.st_mode):
                 seen[found.st_ino] = found.st_blocks * 512
     return sum(seen.values())

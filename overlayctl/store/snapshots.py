@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from overlayctl.errors import BadInput, Damaged, HostCannot, NotFound
-from overlayctl.kernel import libc
+from overlayctl.kernel import libc, rooted
 from overlayctl.layer import attach
 from overlayctl.mount import MAX_LOWERS, Lower, Overlay
 from overlayctl.store import layers as stored_layers
@@ -266,17 +265,11 @@ def usage(layout: Layout, key: str) -> Usage:
     """What was written in the snapshot. Raises NotFound."""
     seen: set[tuple[int, int]] = set()
     disk = 0
-    pending = [layout.snapshot(key, "upper")]
     try:
-        while pending:
-            with os.scandir(pending.pop()) as entries:
-                for entry in entries:
-                    found = entry.stat(follow_symlinks=False)
-                    if (found.st_dev, found.st_ino) not in seen:
-                        seen.add((found.st_dev, found.st_ino))
-                        disk += found.st_blocks * 512
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(entry.path)
+        for found in rooted.stats(layout.snapshot(key, "upper")):
+            if (found.st_dev, found.st_ino) not in seen:
+                seen.add((found.st_dev, found.st_ino))
+                disk += found.st_blocks * 512
     except FileNotFoundError:
         raise NotFound(f"there is no snapshot {key}") from None
     return Usage(disk, len(seen))
@@ -287,8 +280,8 @@ def remove(layout: Layout, key: str) -> None:
     records.remove(layout.snapshot(key, "keep"))
     fault("snapshot:after-unlink")
     if os.path.isdir(layout.snapshot(key, "upper")):
-        shutil.rmtree(layout.snapshot(key, "upper"))
+        rooted.remove_tree(layout.snapshot(key, "upper"))
     fault("snapshot:after-upper")
     if os.path.isdir(layout.snapshot(key)):
-        shutil.rmtree(layout.snapshot(key))
+        rooted.remove_tree(layout.snapshot(key))
     fault("snapshot:after-removal")

@@ -6,12 +6,11 @@ import errno
 import fcntl
 import os
 import secrets
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from overlayctl.kernel import disk
+from overlayctl.kernel import disk, rooted
 
 if TYPE_CHECKING:
     from overlayctl.layout import Layout
@@ -31,7 +30,7 @@ def staging(layout: Layout) -> Iterator[str]:
         with disk.told(layout.root):
             yield path
     finally:
-        shutil.rmtree(path, ignore_errors=True)
+        rooted.remove_tree(path, ignore_errors=True)
         os.close(fd)
 
 
@@ -66,7 +65,7 @@ def sweep(layout: Layout) -> None:
             continue
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
+            rooted.remove_tree(path, ignore_errors=True)
         except BlockingIOError:
             continue
         finally:
