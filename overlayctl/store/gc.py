@@ -83,33 +83,35 @@ def finish(layout: Layout) -> None:
     """
     staging.sweep(layout)
     for name in records.names(layout.path("images")):
-        if _IMAGE.fullmatch(name) and not os.path.exists(layout.image(name, "image.json")):
+        if _IMAGE.fullmatch(name) and records.is_gone(layout.image(name, "image.json")):
             rooted.remove_tree(layout.image(name), ignore_errors=True)
     for name in records.names(layout.path("layers")):
-        if _LAYER.fullmatch(name) and not layers.exists(layout, name):
+        if _LAYER.fullmatch(name) and layers.is_gone(layout, name):
             layers.clear(layout, name)
     for key in snapshots.stored(layout):
         _finish_snapshot(layout, key)
+    # Without their directory all are gone, and it may come back.
+    known = os.path.isdir(layout.path("snapshots"))
     for container_id in containers.recorded(layout):
         # Its snapshot went first: the removal stopped before the record.
-        if not os.path.lexists(layout.snapshot(container_id)):
+        if known and records.is_gone(layout.snapshot(container_id)):
             records.remove(layout.container(container_id))
     for name in records.names(layout.path("containers", "names")):
         holder = containers.named(layout, name)
-        if holder is not None and not os.path.exists(layout.container(holder)):
+        if holder is not None and records.is_gone(layout.container(holder)):
             os.unlink(layout.container_name(name))
 
 
 def _finish_snapshot(layout: Layout, key: str) -> None:
-    kept = os.path.exists(layout.snapshot(key, "keep"))
-    owned = os.path.exists(layout.container(key))
+    kept = not records.is_gone(layout.snapshot(key, "keep"))
+    owned = not records.is_gone(layout.container(key))
     if kept and (owned or snapshots.is_written(layout, key)):
         return
     merged = layout.merged(key)
     there = attach.is_mountpoint(layout, merged)
     if there and attach.is_mounted(merged):
         return
-    if kept and _may_be_written(layout.snapshot(key, "upper")):
+    if _may_be_written(layout.snapshot(key, "upper")):
         return
     if there:
         os.rmdir(merged)

@@ -51,6 +51,17 @@ def exists(layout: Layout, name: str) -> bool:
     return True
 
 
+def is_gone(layout: Layout, name: str) -> bool:
+    """Whether the layer's file is not there, for who deletes the rest of it."""
+    try:
+        _of_today(layout, name, os.stat)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _of_today(layout: Layout, name: str, use: Callable[[str], _T]) -> _T:
     """What ``use`` makes of the layer's file, which a repair may replace before it is opened."""
     path = layout.layer_file(name)
@@ -90,7 +101,7 @@ def commit(layout: Layout, staged: str, name: str) -> bool:
 
     The caller holds the store's lock and syncs ``layers/`` afterwards.
     """
-    if exists(layout, name):
+    if not is_gone(layout, name):
         return False
     # A removal may have stopped between the file and its directory.
     clear(layout, name)

@@ -138,6 +138,17 @@ def remove(path: str) -> bool:
     return True
 
 
+def is_gone(path: str) -> bool:
+    """Whether nothing is there, for who deletes the rest: what cannot be looked at may be."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def names(path: str) -> list[str]:
     """The names in a directory, sorted; none if it is not there."""
     try:

@@ -90,7 +90,7 @@ class _Repair:
         """Do all of it, in the order in which one step lets the next succeed."""
         for one in self._look():
             if one.tag == "directory-missing":
-                self._try((one.tag, one.path), partial(os.mkdir, one.path, 0o700))
+                self._try((one.tag, one.path), partial(self._directory, one.path))
         self._try(_FINISH, partial(gc.finish, self._layout))
         # First what frees space. A record that is made again may be what kept orphans unknown.
         self._orphans()
@@ -106,6 +106,12 @@ class _Repair:
         return [Repaired(self._action(one), one) for one in done], [
             self._explained(one) for one in remaining
         ]
+
+    def _directory(self, path: str) -> None:
+        """Not that of the uppers: with an empty one, every container would count as removed."""
+        if path == self._layout.path("snapshots") and containers.recorded(self._layout):
+            raise OverlayctlError("what was written in the containers lay there: put it back")
+        os.mkdir(path, 0o700)
 
     def _look(self) -> list[Finding]:
         """What is wrong beside the content of layers."""

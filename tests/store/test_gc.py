@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import multiprocessing
 import os
 import shutil
@@ -219,3 +221,41 @@ def test_a_name_is_taken_once(layout: Layout) -> None:
     with pytest.raises(Conflict, match="web"):
         stores.add_container(layout, image, key=stores.OTHER_KEY)
     assert finished(layout) == []
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EUCLEAN, errno.ENOMEM])
+def test_what_cannot_be_looked_at_is_not_gone(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    image = stores.add_image(layout, TAR)
+    stores.add_container(layout, image)
+    Path(layout.snapshot(stores.KEY, "upper"), "data").write_text("written")
+    tree = Path(layout.layer_tree(image.layers[0]))
+    tree.mkdir()
+    failing = ("/keep", "/image.json", "/layer.erofs", f"/{stores.KEY}", ".json")
+
+    def failed(look: Callable[..., os.stat_result]) -> Callable[..., os.stat_result]:
+        def call(path: str, **more: int) -> os.stat_result:
+            if str(path).endswith(failing):
+                raise OSError(number, os.strerror(number), path)
+            return look(path, **more)
+
+        return call
+
+    with stores.writing(layout), monkeypatch.context() as patch:
+        patch.setattr(os, "stat", failed(os.stat))
+        patch.setattr(os, "lstat", failed(os.lstat))
+        with contextlib.suppress(OSError):
+            gc.finish(layout)
+    assert tree.is_dir()
+    assert check.check(layout, quick=True) == []
+    assert Path(layout.snapshot(stores.KEY, "upper"), "data").read_text() == "written"
+
+
+def test_uppers_that_are_elsewhere_for_a_while(layout: Layout) -> None:
+    stores.add_container(layout, stores.add_image(layout, TAR))
+    os.rename(layout.path("snapshots"), layout.root + ".away")
+    assert finished(layout)[0] == "directory-missing"
+    os.rename(layout.root + ".away", layout.path("snapshots"))
+    assert finished(layout) == []
+    assert [found.name for found in containers.readable(layout)] == ["web"]
