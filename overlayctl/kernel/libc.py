@@ -47,6 +47,7 @@ RESOLVE_IN_ROOT = 16
 SYNC_FILE_RANGE_WRITE = 2
 ST_RDONLY = 1
 STATX_ATTR_MOUNT_ROOT = 0x2000
+STATX_INO = 0x100
 STATX_MNT_ID = 0x1000
 STATX_MNT_ID_UNIQUE = 0x4000
 
@@ -169,6 +170,12 @@ def table_id(fd: int) -> int:
 def table_id_at(path: Path) -> int:
     """``table_id`` of what ``path`` leads to, without asking a server that may not answer."""
     return _mount_id(_statx(AT_FDCWD, _path(path), AT_STATX_DONT_SYNC, STATX_MNT_ID))
+
+
+def place_at(path: Path) -> tuple[int, int]:
+    """The mount (as ``table_id_at``) and the inode number of what ``path`` leads to."""
+    answer = _statx(AT_FDCWD, _path(path), AT_STATX_DONT_SYNC, STATX_INO | STATX_MNT_ID)
+    return _mount_id(answer), int(struct.unpack_from("Q", answer, 0x20)[0])
 
 
 def _mount_id(answer: bytes) -> int:

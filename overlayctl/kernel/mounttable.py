@@ -71,25 +71,32 @@ def below(prefix: str) -> list[MountInfo]:
 
 
 def everywhere() -> Iterator[tuple[int, MountInfo]]:
-    """Every mount of every mount namespace that can be read, with a pid that sees it."""
-    seen = set()
+    """Every mount of every mount namespace that can be read, once, with a pid that sees it.
+
+    A process with another root (chroot(2)) is told only what lies below that, so one for each
+    root is asked, who sees most first.
+    """
+    found: dict[str, dict[tuple[int, int], tuple[int, list[MountInfo]]]] = {}
     for name in ["self", *sorted(filter(str.isdigit, os.listdir("/proc")), key=int)]:
         try:
-            namespace = os.readlink(f"/proc/{name}/ns/mnt")
-            if namespace in seen:
-                continue
-            seen.add(namespace)
-            mounts = read(name)
+            tables = found.setdefault(os.readlink(f"/proc/{name}/ns/mnt"), {})
+            root = libc.place_at(f"/proc/{name}/root")
+            if root not in tables:
+                pid = os.getpid() if name == "self" else int(name)
+                tables[root] = (pid, read(name))
         except OSError as error:
             # EINVAL: a process that is ending has no namespace any more.
-            if error.errno in (
+            if error.errno not in (
                 errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM, errno.EINVAL
             ):  # fmt: skip
-                continue
-            raise
-        pid = os.getpid() if name == "self" else int(name)
-        for mount in mounts:
-            yield pid, mount
+                raise
+    for tables in found.values():
+        seen: set[int] = set()
+        for pid, mounts in sorted(
+            tables.values(), key=lambda asked: (asked[0] != os.getpid(), -len(asked[1]))
+        ):
+            yield from ((pid, mount) for mount in mounts if mount.mount_id not in seen)
+            seen.update(mount.mount_id for mount in mounts)
 
 
 def sees_all() -> bool:

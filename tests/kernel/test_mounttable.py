@@ -2,7 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -102,6 +105,26 @@ def test_everywhere_yields_each_namespace_once(place: Place) -> None:
         finally:
             process.kill()
     assert sorted(seen) == sorted([os.getpid(), process.pid])
+
+
+def test_a_process_with_another_root_hides_no_mount(place: Place, tmp_path: Path) -> None:
+    # The parent comes first in the order of numbers, and sees nothing.
+    program = f"import os, time; os.fork() and os.chroot({str(tmp_path)!r}); time.sleep(100)"
+    with subprocess.Popen(
+        ["unshare", "-m", "sh", "-c", 'mount -t tmpfs there "$1"; echo; exec "$2" -c "$3"', "sh",
+         place.root, sys.executable, program],
+        stdout=subprocess.PIPE, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.readline()
+        try:
+            while os.readlink(f"/proc/{process.pid}/root") == "/":
+                time.sleep(0.01)
+            found = [(pid, m) for pid, m in mounttable.everywhere() if m.source == "there"]
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    ((pid, mount),) = found
+    assert (mount.mount_point, pid > process.pid) == (place.root, True)
 
 
 def test_without_libmount_the_refusal_says_what_installs_it(
