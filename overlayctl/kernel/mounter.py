@@ -278,12 +278,33 @@ def aside() -> Iterator[None]:
     try:
         libc.unshare(libc.CLONE_FS | libc.CLONE_NEWNS)
         try:
-            libc.make_private("/")
+            _stop_propagation()
             yield
         finally:
             libc.setns(before, libc.CLONE_NEWNS)
     finally:
         os.close(before)
+
+
+def _stop_propagation() -> None:
+    """Of all mounts of this namespace, from above a root that is none (chroot(2)), too."""
+    try:
+        libc.make_private("/")
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    else:
+        return
+    with ExitStack() as opened:
+        root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        opened.callback(os.close, root)
+        here = os.open("/proc/thread-self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+        opened.callback(os.close, here)
+        # Who enters a namespace has its root, even if it is the one that it is in.
+        libc.setns(here, libc.CLONE_NEWNS)
+        libc.make_private("/")
+        os.fchdir(root)
+        os.chroot(".")
 
 
 def _options(what: Overlay) -> list[tuple[str, str]]:
