@@ -116,10 +116,36 @@ def _is(index: Index, node: Node, parent: int, name: bytes) -> bool:
 
 def _same_content(index: Index, node: Node, parent: int, name: bytes) -> bool:
     fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    with open(fd, "rb", buffering=0) as file:
-        return all(
-            file.read(_PIECE) == index.read(node, at, _PIECE) for at in range(0, node.size, _PIECE)
-        )
+    done = 0
+    try:
+        # A file of exbibytes is read in a moment if it is all hole.
+        for offset, length in (*index.extents(node), (node.size, 0)):
+            if not _is_zero(fd, done, offset):
+                return False
+            done = offset + length
+            for at in range(offset, done, _PIECE):
+                wanted = index.read(node, at, min(_PIECE, done - at))
+                if os.pread(fd, len(wanted), at) != wanted:
+                    return False
+    finally:
+        os.close(fd)
+    return True
+
+
+def _is_zero(fd: int, at: int, end: int) -> bool:
+    """Whether nothing but zeros, or a hole, lies between ``at`` and ``end``."""
+    while at < end:
+        try:
+            at = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return True
+            raise
+        piece = os.pread(fd, max(0, min(_PIECE, end - at)), at)
+        if piece.strip(b"\0"):
+            return False
+        at += len(piece) or end
+    return True
 
 
 def _make(index: Index, node: Node, parent: int, name: bytes) -> None:
