@@ -256,6 +256,10 @@ def _claim(layout: Layout) -> None:
             hint="give --root an empty or a new directory",
         )
     os.makedirs(layout.root, mode=0o700, exist_ok=True)
+    # All that is made below would inherit the one, and layers and uppers show it.
+    for name in ("system.posix_acl_default", "system.posix_acl_access"):
+        with contextlib.suppress(OSError):
+            os.removexattr(layout.root, name)
     os.chmod(layout.root, 0o700)
 
 
