@@ -75,18 +75,23 @@ def mount_image(
     store.attach(used if len(used) > 1 else [*used, attach.EMPTY])
     overlay = snapshots.view(layout, source(store, "image", image), layers)
     overlay = overlay._replace(rung=store.rung)
+    if directory is not None and not os.path.isdir(directory):
+        raise NotFound(f"{directory} is no directory", hint=f"mkdir -p {directory}")
     if any(attach.is_unpacked(lower) for lower in overlay.lowers):
         images.note_view(layout, image)
     if directory is not None:
-        if not os.path.isdir(directory):
-            raise NotFound(f"{directory} is no directory", hint=f"mkdir -p {directory}")
         attributes = 0 if suid else libc.MOUNT_ATTR_NOSUID
         attributes |= 0 if dev else libc.MOUNT_ATTR_NODEV
         mounter.mount(overlay, directory, attributes=attributes)
         return directory
     target = layout.merged(image)
     fresh = _mountpoint(target)
-    if not attach.is_mounted(target):
+    there = mounttable.at(target)
+    if there is not None and there.source != overlay.source:
+        # An image has the same id in every store, and so in one that lay here before.
+        mounter.unmount(target)
+        there = None
+    if there is None:
         try:
             mounter.mount(overlay, target)
         except OverlayctlError:
@@ -143,6 +148,8 @@ def _mount_container(store: Store, key: str, *, volatile: bool, xino: bool) -> s
         rooted.remove_tree(overlay.workdir, ignore_errors=True)
         raise
     fault("mount:after-mount")
+    if not volatile:
+        snapshots.forget_volatile(layout, key)
     # Only now is it sure that nobody else works in the older ones.
     for name in snapshots.work_directories(layout, key):
         if layout.snapshot(key, name) != overlay.workdir:

@@ -198,7 +198,8 @@ def mounts(layout: Layout, source: str, key: str, *, volatile: bool, xino: bool)
     number = 1 + max(
         (int(name[5:]) for name in work_directories(layout, key) if name[5:].isdigit()), default=0
     )
-    _note_volatile(layout, key, volatile=volatile)
+    if volatile:
+        _note_volatile(layout, key)
     work = layout.snapshot(key, f"work.{number}")
     os.mkdir(work, 0o700)
     fault("snapshot:after-workdir")
@@ -229,16 +230,24 @@ def reading(layout: Layout, source: str, key: str) -> Overlay:
     return Overlay(source, (Lower(upper, b"", "", tree=upper), *layers))
 
 
-def _note_volatile(layout: Layout, key: str, *, volatile: bool) -> None:
+def _note_volatile(layout: Layout, key: str) -> None:
     """Remember, before it is mounted, that the kernel will sync nothing of it.
 
     The kernel's own mark lies in the work directory and is as volatile as the rest.
     """
     note = layout.snapshot(key, "volatile")
-    if volatile and not os.path.exists(note):
+    if not os.path.exists(note):
         records.write(note, records.boot_id().encode() + b"\n")
         records.sync_directory(layout.snapshot(key))
-    elif not volatile and os.path.exists(note) and not lost_writes(layout, key):
+
+
+def forget_volatile(layout: Layout, key: str) -> None:
+    """Sync what volatile mounts wrote, and forget them; losses of an earlier boot stay noted.
+
+    Only when it is mounted otherwise: before, an overlay that nobody sees may still write.
+    """
+    note = layout.snapshot(key, "volatile")
+    if os.path.exists(note) and not lost_writes(layout, key):
         fd = os.open(layout.snapshot(key), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             libc.syncfs(fd)

@@ -172,6 +172,8 @@ def test_a_volatile_mount_is_noted_until_what_it_wrote_is_synced(layout: Layout)
     assert note.read_text().strip() == Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     assert not snapshots.lost_writes(layout, stores.KEY)
     snapshots.mounts(layout, "s", stores.KEY, volatile=False, xino=False)
+    assert note.exists()
+    snapshots.forget_volatile(layout, stores.KEY)
     assert not note.exists()
 
 
@@ -182,5 +184,6 @@ def test_a_host_that_stopped_after_a_volatile_mount_is_told_of(layout: Layout) -
     note.write_text("00000000-another-boot\n")
     for volatile in (True, False):
         snapshots.mounts(layout, "s", stores.KEY, volatile=volatile, xino=False)
+        snapshots.forget_volatile(layout, stores.KEY)
         assert snapshots.lost_writes(layout, stores.KEY)
     assert "snapshot-volatile" in {found.tag for found in check.check(layout)}
