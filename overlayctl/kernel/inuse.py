@@ -6,6 +6,7 @@ import errno
 import os
 import shlex
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 
 from overlayctl.errors import Holder, InUse, KernelRefused
 from overlayctl.kernel import libc, mounttable
@@ -64,6 +65,27 @@ def refuse_mounts(path: str, *, but: str = "") -> None:
     ]
     if found:
         raise InUse(path, found)
+
+
+def refuse_lowers(root: str, names: AbstractSet[str]) -> None:
+    """Raise InUse if an overlay has one of these layers of the store at ``root`` below it.
+
+    Of anyone who gave its diff path to mount(8): of an unpacked layer nothing would be left.
+    """
+    inside = f"{root}/"
+    holders = [
+        Holder("the overlay", f"at {m.mount_point} (seen by process {pid})", "")
+        for pid, m in mounttable.everywhere()
+        if m.fs_type == "overlay"
+        and any(
+            not names.isdisjoint(path.split("/"))
+            for option in m.option("lowerdir") + m.option("lowerdir+")
+            for path in option.split(":")
+            if path.startswith(inside) or not path.startswith("/")
+        )
+    ]
+    if holders:
+        raise InUse(f"layer {min(names)[:12]}", holders)
 
 
 def _overlays_on(path: str) -> list[Holder]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from overlayctl import names
 from overlayctl.errors import InUse
-from overlayctl.layer import attach
 from overlayctl.runtime import mounts
 from overlayctl.runtime.removal import forget_mountpoint
 from overlayctl.store import containers, gc, images, layers, records, snapshots
@@ -123,9 +122,8 @@ def _unnamed(
 
 def _unmake(store: Store, image: Image, tags: Iterable[str], alone: Iterable[str]) -> None:
     """Remove an image, but for its layers. Raises InUse before anything is unmade."""
-    for name in alone:
-        attach.detach(store.layout, name)
+    layers.release(store.layout, alone)
+    forget_mountpoint(store, image.hex)
     for tag in tags:
         images.untag(store.layout, names.stored(tag))
-    forget_mountpoint(store, image.hex)
     images.remove(store.layout, image.hex)

@@ -73,16 +73,16 @@ def remove_image(store: Store, name: str, *, force: bool, dry_run: bool) -> Remo
                 store.layout, dict.fromkeys(image.layers[::-1]), without=f"image {image.hex}"
             )
         )
-        for layer in gone:
-            # A layer that a process works in is named before anything is unmade.
-            attach.detach(store.layout, layer)
+        # A layer that somebody works in is named before anything is unmade.
+        layers.release(store.layout, gone)
+        if not holders:
+            forget_mountpoint(store, image.hex)
         records.fault("image:after-detach")
         for tag in tied:
             images.untag(store.layout, tag)
         if holders:
             # As docker's -f does: the name goes, what the container needs stays.
             return Removed(shown, None, (), 0, tuple(holder.name for holder in holders))
-        forget_mountpoint(store, image.hex)
         images.remove(store.layout, image.hex)
         by_name = dict(zip(image.layers, image.diff_ids, strict=True))
         freed = sum(layers.remove(store.layout, n) for n in gone)
@@ -132,9 +132,15 @@ def remove_container(store: Store, name: str, *, force: bool, dry_run: bool) -> 
 
 
 def forget_mountpoint(store: Store, key: str) -> None:
-    """Take away what a command that was killed around its mount left; nobody has it mounted."""
-    if attach.is_mountpoint(store.layout, store.layout.merged(key)):
-        os.rmdir(store.layout.merged(key))
+    """Take away what a command that was killed around its mount left; nobody has it mounted.
+
+    What is mounted there all the same is of a store that lay here before. Raises InUse.
+    """
+    target = store.layout.merged(key)
+    if attach.is_mountpoint(store.layout, target):
+        while mounttable.at(target):
+            mounter.unmount(target)
+        os.rmdir(target)
 
 
 def reset(store: Store, *, dry_run: bool) -> dict[str, Any]:
@@ -159,8 +165,9 @@ def reset(store: Store, *, dry_run: bool) -> dict[str, Any]:
             raise InUse(f"the store {store.layout.root}", others)
         inuse.refuse_mounts(store.layout.root, but=store.layout.attached)
         for key in snapshots.stored(store.layout):
-            with store.idle(key):
-                pass
+            with store.idle(key), locks.attempt(store.layout.snapshot(key)) as readers:
+                if readers:
+                    raise InUse(f"container {key[:12]}", readers)
         for view in views[::-1]:
             mounts.unmount(store, view, lazy=False)
         inuse.refuse_used(

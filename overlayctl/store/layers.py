@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from stat import S_ISDIR
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from overlayctl import names
 from overlayctl.errors import NotFound
-from overlayctl.kernel import rooted
+from overlayctl.kernel import inuse, rooted
 from overlayctl.layer import attach
 from overlayctl.layer.index import Index
 from overlayctl.layout import generation
@@ -140,12 +140,26 @@ def commit_tree(layout: Layout, staged: str, name: str) -> None:
         records.sync_directory(layout.layer(name))
 
 
+def release(layout: Layout, names: Iterable[str]) -> None:
+    """Detach layers that are to go. Raises InUse for one that somebody works in.
+
+    The kernel keeps the file of a layer for an overlay above it, but not what is in a tree.
+    """
+    names = list(names)
+    unpacked = {name for name in names if os.path.isdir(layout.layer_tree(name))}
+    if unpacked:
+        inuse.refuse_lowers(layout.root, unpacked)
+    for name in names:
+        attach.detach(layout, name)
+
+
 def remove(layout: Layout, name: str) -> int:
     """Delete a layer that nobody uses; how many bytes it took. The caller holds the lock.
 
     Its file goes first: without one the layer is gone, and the rest is anybody's to finish.
+    Raises InUse as ``release`` does.
     """
-    attach.detach(layout, name)
+    release(layout, [name])
     directory = layout.layer(name)
     size = disk(layout, name)
     # The file of today goes last: without it an older one, which was damaged, would count.
