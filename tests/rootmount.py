@@ -436,7 +436,7 @@ def leaked(before: Surroundings, config: pytest.Config) -> list[str]:
         ] + [
             f"/dev/{name} attached to {backing}"
             for name, backing in now.loops - before.loops
-            if _is_below(backing, _temporary(config))
+            if not _is_of_another_session(backing, _temporary(config))
         ]
         if not leaks or time.monotonic() > deadline:
             return leaks
@@ -445,6 +445,13 @@ def leaked(before: Surroundings, config: pytest.Config) -> list[str]:
 
 def _is_below(path: str, directory: pathlib.Path) -> bool:
     return pathlib.Path(path).is_relative_to(directory)
+
+
+def _is_of_another_session(backing: str, place: pathlib.Path) -> bool:
+    """Tell whether a loop device's file belongs to a pytest that runs beside this one."""
+    path = pathlib.Path(backing)
+    beside = any(part.startswith("pytest-of-") for part in path.parts)
+    return beside and not path.is_relative_to(place)
 
 
 def remove_tmp_path(item: pytest.Item) -> None:

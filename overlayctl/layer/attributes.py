@@ -30,6 +30,9 @@ class Borrowed(Protocol):
     def read(self, offset: int, length: int) -> bytes:
         """Up to ``length`` bytes of the file from ``offset``."""
 
+    def stored(self) -> int:
+        """How many of its bytes are no holes."""
+
 
 class Inherited(NamedTuple):
     """What the layers below show at a path: attributes, and for a file its content."""

@@ -15,13 +15,17 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from overlayctl.digest import DiffID, hex_of
+from overlayctl.errors import LimitExceeded
 from overlayctl.layer.attributes import Inherited, Wants
+from overlayctl.layer.fields import shown
 from overlayctl.whiteout import unescape
 
 if TYPE_CHECKING:
     from overlayctl.layer.index import Index, Node
 
 _CHUNK = 1 << 20
+_HOLES_FREE = 1 << 30
+_HOLES_RATIO = 16
 
 
 class _Content(NamedTuple):
@@ -32,6 +36,9 @@ class _Content(NamedTuple):
 
     def read(self, offset: int, length: int) -> bytes:
         return self.layer.read(self.node, offset, length)
+
+    def stored(self) -> int:
+        return sum(length for _, length in self.layer.extents(self.node))
 
 
 class Stack:
@@ -107,11 +114,24 @@ class Inheritance(NamedTuple):
 def inherit(wants: Wants, stack: Stack) -> Inheritance:
     """Ask the layers below for everything that ``wants`` names."""
     below = {}
+    links = frozenset(wants.links)
     for path in (*wants.directories, *wants.links):
         found = stack.inherited(path)
         if found is not None:
             below[path] = found
+            if path in links:
+                _check_holes(path, found)
     return Inheritance(below, _facts(wants, below))
+
+
+def _check_holes(path: bytes, found: Inherited) -> None:
+    """A hard link brings a lower file's content, read whole: not a terabyte of holes."""
+    stored = found.content.stored() if found.content is not None else 0
+    if found.size > _HOLES_FREE + _HOLES_RATIO * stored:
+        raise LimitExceeded(
+            f"a hard link to {shown(path)} of a lower layer, which says {found.size} bytes and "
+            f"holds {stored}: such a file is linked within its own layer only"
+        )
 
 
 def _facts(wants: Wants, below: Mapping[bytes, Inherited]) -> bytes:

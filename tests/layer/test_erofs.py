@@ -40,6 +40,9 @@ class Bytes(NamedTuple):
     def read(self, offset: int, length: int) -> bytes:
         return self.data[offset : offset + min(length, 1000)]
 
+    def stored(self) -> int:
+        return len(self.data)
+
 
 def tree_of(fd: int, size: int, below: dict[bytes, Inherited] | None = None) -> Tree:
     tree = Tree()

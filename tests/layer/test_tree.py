@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -222,6 +223,15 @@ def test_a_hard_link_into_a_lower_layer_brings_the_content(tmp_path: Path) -> No
     hidden = build(tmp_path / "hidden", tar(entry(".wh.d")), (below,))
     with pytest.raises(BadTar, match="neither"):
         build(tmp_path / "no", tar(hardlink("h", "d/file")), (hidden, below))
+
+
+def test_a_hard_link_to_a_terabyte_of_holes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "huge").touch()
+    os.truncate(tmp_path / "huge", 1 << 40)
+    command = ["tar", "-C", str(tmp_path), "--sparse", "-cf", "-", "huge"]
+    made = subprocess.run(command, check=True, capture_output=True).stdout
+    with build(tmp_path / "below", made) as below, pytest.raises(LimitExceeded, match="'huge'"):
+        build(tmp_path / "above", tar(hardlink("link", "huge")), (below,))
 
 
 def test_overlay_xattrs_of_a_hostile_tar_steer_nothing(tmp_path: Path) -> None:
