@@ -17,6 +17,8 @@ class KernelLog:
 
     def __init__(self) -> None:
         self._fd = -1
+        self.lost = False
+        """Whether lines were overwritten before the last look could read them."""
 
     def __enter__(self) -> Self:
         try:
@@ -46,11 +48,13 @@ class KernelLog:
     def lines(self) -> list[str]:
         """The new lines of overlayfs and EROFS."""
         found = []
+        self.lost = False
         while self._fd >= 0:
             try:
                 record = os.read(self._fd, 8192)
             except OSError as error:
                 if error.errno == errno.EPIPE:
+                    self.lost = True
                     continue
                 if error.errno == errno.EAGAIN:
                     break

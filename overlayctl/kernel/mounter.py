@@ -150,7 +150,8 @@ def _overlay(what: Overlay, owned: ExitStack) -> int:
                         hint="look at the work directory and at the space left on its filesystem",
                     )  # fmt: skip
                 # The kernel only warns, and the second mount would break the first.
-                if not uppers or not any(_tells_of_second_use(line) for line in said):
+                told = log.lost or any(_tells_of_second_use(line) for line in said)
+                if not uppers or not told:
                     owned.push(attempt.pop_all())
                     return fd
             # The log is the whole machine's and names no path: the line may be another's, and
