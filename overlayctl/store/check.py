@@ -324,6 +324,7 @@ def _containers(layout: Layout) -> list[Finding]:
         path = layout.container(container_id)
         try:
             container = containers.get(layout, container_id)
+            says = records.read(path).get("id")
         except OverlayctlError as error:
             found.append(Finding("container-damaged", path, str(error)))
             continue
@@ -331,7 +332,7 @@ def _containers(layout: Layout) -> list[Finding]:
             message = "its snapshot is gone: the next command that writes removes it"
             found.append(Finding("container-unfinished", path, message))
             continue
-        if records.read(path).get("id") != container_id:
+        if says != container_id:
             message = "it says that it is another container"
             found.append(Finding("container-misnamed", path, message))
         if container.image not in loaded:
