@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING
 
 from overlayctl.errors import Holder, InUse, NotFound, OverlayctlError
@@ -204,7 +204,9 @@ def unmount(store: Store, view: Merged, *, lazy: bool) -> None:
     views = mounted(store, everywhere=True)
     own = view.target == store.layout.merged(view.id)
     if own and not any(other.target == view.target for other in views):
-        os.rmdir(view.target)
+        # Nothing else being mounted, all of attached/ may have been taken away meanwhile.
+        with suppress(FileNotFoundError):
+            os.rmdir(view.target)
     if view.kind == "image" and not any(other.id == view.id for other in views):
         images.forget_view(store.layout, view.id)
 
