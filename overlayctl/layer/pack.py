@@ -19,11 +19,6 @@ _XATTR_BODY_LIMIT = 12 + 4 * 65534
 _DIRENT_TYPE = bytes([0, 5, 3, 0, 2, 0, 4, 0, 1, 0, 7, 0, 6, 0, 0, 0])
 
 
-def storable(name: bytes) -> bool:
-    """Whether EROFS has a prefix for this xattr; the kernel shows no others."""
-    return _split(name) is not None
-
-
 def directory(blocks: bytearray, names: list[bytes], nids: list[int], modes: list[int]) -> int:
     """Append a directory's blocks; its size. Names are sorted, the dots among them."""
     if max(map(len, names)) > NAME_MAX:

@@ -50,12 +50,7 @@ def export_container(store: Store, name: str, write: Callable[[bytes], object]) 
 
 def _tree(store: Store, key: str, owned: ExitStack) -> tuple[int, bool]:
     """An fd of the merged tree, or of the upper alone; which of them. The store is locked."""
-    views = [
-        view
-        for view in mounts.mounted(store, everywhere=True)
-        if view.kind == "container" and view.id == key
-    ]
-    if views:
+    if views := mounts.views(store, "container", key):
         view = min(views, key=lambda view: view.pid != os.getpid())
         root = rooted.open_overlay(view.target, view.pid)
         owned.callback(os.close, root)

@@ -134,13 +134,12 @@ def _store(
     progress: Progress,
 ) -> Loaded:
     """Ingest and commit; ``made`` gives the config and manifest of what was ingested."""
+    unpacked = store.unpacks()
     for _ in range(_TRIES):
         inside = os.path.join(place, secrets.token_hex(4))
         os.mkdir(inside)
         try:
-            ingested = ingest_layers(
-                store.layout, inside, wanted, progress, unpacked=store.unpacks()
-            )
+            ingested = ingest_layers(store.layout, inside, wanted, progress, unpacked=unpacked)
             return _commit(store, *made(ingested), ingested, references, origin)
         except LayerWentError:
             # Somebody removed a layer that was there when it was skipped: once more.

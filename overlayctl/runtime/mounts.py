@@ -42,6 +42,12 @@ def mounted(store: Store, *, everywhere: bool = False) -> list[Merged]:
     ]
 
 
+def views(store: Store, kind: str, identifier: str, *, everywhere: bool = True) -> list[Merged]:
+    """The merged views of one container or image, as ``mounted`` finds them."""
+    found = mounted(store, everywhere=everywhere)
+    return [view for view in found if view.kind == kind and view.id == identifier]
+
+
 def _merged(layout: Layout, pid: int, mount: MountInfo) -> Merged:
     kind, _, identifier = mount.source.split(":", 2)[2].partition(":")
     work = "".join(mount.option("workdir"))
@@ -127,11 +133,10 @@ def mount_container(store: Store, key: str, *, volatile: bool, xino: bool) -> st
 def _mount_container(store: Store, key: str, *, volatile: bool, xino: bool) -> str:
     layout = store.layout
     target = layout.merged(key)
-    for view in mounted(store, everywhere=True):
-        if view.kind == "container" and view.id == key:
-            if view.pid == os.getpid():
-                return view.target
-            raise InUse(f"container {key[:12]}", [holder(view, key[:12])])
+    for view in views(store, "container", key):
+        if view.pid == os.getpid():
+            return view.target
+        raise InUse(f"container {key[:12]}", [holder(view, key[:12])])
     used = snapshots.lowers(layout, snapshots.get(layout, key).layers)
     store.attach(used or [attach.EMPTY])
     fault("mount:after-attach")
@@ -163,13 +168,13 @@ def unmount_image(store: Store, name: str, *, lazy: bool) -> str:
     Raises NotFound, InUse.
     """
     with store.locked():
-        views = [view for view in mounted(store) if view.kind == "image"]
-        there = [view for view in views if view.target == os.path.realpath(name)]
+        mine = [view for view in mounted(store) if view.kind == "image"]
+        there = [view for view in mine if view.target == os.path.realpath(name)]
         if not there and os.path.isabs(name):
             raise NotFound(f"nothing of this store is mounted at {name}", hint="overlayctl mounts")
         if not there:
             image, _ = images.resolve(store.layout, name)
-            there = [view for view in views if view.id == image.hex]
+            there = [view for view in mine if view.id == image.hex]
         if not there:
             raise NotFound(f"{name} is not mounted", hint="overlayctl mounts lists what is")
         for view in there[::-1]:
@@ -183,10 +188,9 @@ def unmount_container(store: Store, name: str, *, lazy: bool) -> str:
         found = containers.resolve(store.layout, name)
     idle = nullcontext() if lazy else store.idle(found.id)
     with store.holding(found.id), idle:
-        own = [v for v in mounted(store) if v.kind == "container" and v.id == found.id]
+        own = views(store, "container", found.id, everywhere=False)
         if not own:
-            elsewhere = mounted(store, everywhere=True)
-            others = [v for v in elsewhere if v.kind == "container" and v.id == found.id]
+            others = views(store, "container", found.id)
             if others:
                 raise InUse(f"container {name}", [holder(v, name) for v in others])
             raise NotFound(f"container {name} is not mounted", hint="overlayctl mounts")
@@ -201,13 +205,15 @@ def unmount(store: Store, view: Merged, *, lazy: bool) -> None:
     """
     mounter.unmount(view.target, lazy=lazy)
     fault("umount:after-umount")
-    views = mounted(store, everywhere=True)
     own = view.target == store.layout.merged(view.id)
-    if own and not any(other.target == view.target for other in views):
+    noted = view.kind == "image" and images.is_viewed(store.layout, view.id)
+    # Every process is asked for its mounts: only where the answer matters.
+    left = mounted(store, everywhere=True) if own or noted else []
+    if own and not any(other.target == view.target for other in left):
         # Nothing else being mounted, all of attached/ may have been taken away meanwhile.
         with suppress(FileNotFoundError):
             os.rmdir(view.target)
-    if view.kind == "image" and not any(other.id == view.id for other in views):
+    if noted and not any(other.id == view.id for other in left):
         images.forget_view(store.layout, view.id)
 
 

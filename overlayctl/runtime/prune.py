@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from overlayctl import names
 from overlayctl.errors import InUse
-from overlayctl.runtime import mounts
-from overlayctl.runtime.removal import forget_mountpoint
+from overlayctl.runtime import mounts, removal
 from overlayctl.store import containers, gc, images, layers, records, snapshots
 
 if TYPE_CHECKING:
@@ -57,7 +56,8 @@ def prune(store: Store, *, everything: bool, dry_run: bool, agreed: Pruned | Non
             gone.add(f"image {image.hex}")
             try:
                 if not dry_run:
-                    _unmake(store, image, tags, _unnamed(image.layers, users, gone))
+                    references = [names.stored(tag) for tag in tags]
+                    removal.unmake(store, image, references, _unnamed(image.layers, users, gone))
             except InUse as error:
                 gone.remove(f"image {image.hex}")
                 kept.append(error)
@@ -67,11 +67,7 @@ def prune(store: Store, *, everything: bool, dry_run: bool, agreed: Pruned | Non
         for name in _unnamed(layers.listed(layout), users, gone) if sure else []:
             if agreed is None or name in agreed.layers:
                 try:
-                    freed[name] = (
-                        os.stat(layout.layer_file(name)).st_blocks * 512
-                        if dry_run
-                        else layers.remove(layout, name)
-                    )
+                    freed[name] = (layers.disk if dry_run else layers.remove)(layout, name)
                 except InUse as error:
                     kept.append(error)
     swept = [n for n in staged if dry_run or not os.path.lexists(layout.path("ingest", n))]
@@ -118,12 +114,3 @@ def _unnamed(
 ) -> list[str]:
     """Those of the layers that nobody names, but for who is gone."""
     return [name for name in dict.fromkeys(wanted) if gone.issuperset(users.get(name, ()))]
-
-
-def _unmake(store: Store, image: Image, tags: Iterable[str], alone: Iterable[str]) -> None:
-    """Remove an image, but for its layers. Raises InUse before anything is unmade."""
-    layers.release(store.layout, alone)
-    forget_mountpoint(store, image.hex)
-    for tag in tags:
-        images.untag(store.layout, names.stored(tag))
-    images.remove(store.layout, image.hex)

@@ -14,7 +14,7 @@ from overlayctl.runtime import mounts
 from overlayctl.store import containers, gc, images, layers, locks, records, snapshots
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from overlayctl.store.images import Image
     from overlayctl.store.opened import Store
@@ -66,27 +66,31 @@ def remove_image(store: Store, name: str, *, force: bool, dry_run: bool) -> Remo
             )
         if dry_run:
             return Removed(shown, None if holders else image.id, (), 0)
-        gone = (
-            []
-            if holders
-            else gc.unneeded(
-                store.layout, dict.fromkeys(image.layers[::-1]), without=f"image {image.hex}"
-            )
-        )
-        # A layer that somebody works in is named before anything is unmade.
-        layers.release(store.layout, gone)
-        if not holders:
-            forget_mountpoint(store, image.hex)
-        records.fault("image:after-detach")
-        for tag in tied:
-            images.untag(store.layout, tag)
         if holders:
             # As docker's -f does: the name goes, what the container needs stays.
+            for tag in tied:
+                images.untag(store.layout, tag)
             return Removed(shown, None, (), 0, tuple(holder.name for holder in holders))
-        images.remove(store.layout, image.hex)
+        gone = gc.unneeded(
+            store.layout, dict.fromkeys(image.layers[::-1]), without=f"image {image.hex}"
+        )
+        unmake(store, image, tied, gone)
         by_name = dict(zip(image.layers, image.diff_ids, strict=True))
         freed = sum(layers.remove(store.layout, n) for n in gone)
         return Removed(shown, image.id, tuple(by_name[n] for n in gone), freed)
+
+
+def unmake(store: Store, image: Image, references: Iterable[str], alone: Iterable[str]) -> None:
+    """Remove an image and its tags, but for the layers ``alone``, which are only detached.
+
+    Raises InUse, for a layer that somebody works in, before anything is unmade.
+    """
+    layers.release(store.layout, alone)
+    forget_mountpoint(store, image.hex)
+    records.fault("image:after-detach")
+    for reference in references:
+        images.untag(store.layout, reference)
+    images.remove(store.layout, image.hex)
 
 
 def _containers_of(store: Store, image: Image, mounted: Collection[str]) -> list[Holder]:
@@ -109,11 +113,7 @@ def remove_container(store: Store, name: str, *, force: bool, dry_run: bool) -> 
     with store.locked(exclusive=False):
         found = containers.resolve(store.layout, name)
     with store.holding(found.id), store.idle(found.id), store.unmaking():
-        views = [
-            v
-            for v in mounts.mounted(store, everywhere=True)
-            if v.kind == "container" and v.id == found.id
-        ]
+        views = mounts.views(store, "container", found.id)
         own = [v for v in views if v.pid == os.getpid()]
         if views and (not force or len(own) < len(views)):
             raise InUse(f"container {found.name}", [mounts.holder(v, found.name) for v in views])

@@ -14,7 +14,7 @@ from overlayctl.errors import BadTar, Damaged, HostCannot, NotFound, OverlayctlE
 from overlayctl.kernel import mounttable
 from overlayctl.layer import attach, index, stack, unpack
 from overlayctl.layer.format import HEADER
-from overlayctl.layout import DIRECTORIES, generation
+from overlayctl.layout import DIRECTORIES
 from overlayctl.store import containers, gc, images, layers, records, snapshots, staging
 
 if TYPE_CHECKING:
@@ -102,12 +102,7 @@ def but_layers(layout: Layout) -> list[Finding]:
 
 def superseded(layout: Layout, name: str) -> list[str]:
     """The files of a layer that no longer count, the newest of them first."""
-    numbers = {
-        generation(found, "layer", ".erofs"): found for found in records.names(layout.layer(name))
-    }
-    old = sorted(number for number in numbers if number)[-2::-1]
-    paths = [os.path.join(layout.layer(name), numbers[number]) for number in old]
-    return [path for path in paths if os.path.isfile(path)]
+    return [path for path in layers.files(layout, name)[-2::-1] if os.path.isfile(path)]
 
 
 def layer(
@@ -323,8 +318,8 @@ def _containers(layout: Layout) -> list[Finding]:
     for container_id in containers.recorded(layout):
         path = layout.container(container_id)
         try:
-            container = containers.get(layout, container_id)
-            says = records.read(path).get("id")
+            record = records.read(path)
+            container = containers.parse(container_id, record)
         except OverlayctlError as error:
             found.append(Finding("container-damaged", path, str(error)))
             continue
@@ -332,7 +327,7 @@ def _containers(layout: Layout) -> list[Finding]:
             message = "its snapshot is gone: the next command that writes removes it"
             found.append(Finding("container-unfinished", path, message))
             continue
-        if says != container_id:
+        if record.get("id") != container_id:
             message = "it says that it is another container"
             found.append(Finding("container-misnamed", path, message))
         if container.image not in loaded:
@@ -360,8 +355,9 @@ def _snapshots(layout: Layout) -> list[Finding]:
             found.append(Finding("snapshot-unfinished", path, message))
             continue
         try:
-            snapshots.get(layout, key)
-            if records.read(layout.snapshot(key, "snapshot.json")).get("key") != key:
+            record = snapshots.read(layout, key)
+            snapshots.parse(key, record)
+            if record.get("key") != key:
                 message = "it says that it is another snapshot"
                 found.append(Finding("snapshot-misnamed", path, message))
         except OverlayctlError as error:

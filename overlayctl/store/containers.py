@@ -71,7 +71,11 @@ def named(layout: Layout, name: str) -> str | None:
 
 def get(layout: Layout, container_id: str) -> Container:
     """The container with that full id. Raises NotFound, Damaged."""
-    record: Record = records.read(layout.container(container_id))
+    return parse(container_id, records.read(layout.container(container_id)))
+
+
+def parse(container_id: str, record: Record) -> Container:
+    """What a container's record says. Raises Damaged."""
     try:
         return Container(
             container_id,

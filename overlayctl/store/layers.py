@@ -163,9 +163,9 @@ def remove(layout: Layout, name: str) -> int:
     directory = layout.layer(name)
     size = disk(layout, name)
     # The file of today goes last: without it an older one, which was damaged, would count.
-    for _, file in sorted((generation(f, "layer", ".erofs"), f) for f in _files(directory)):
+    for file in files(layout, name):
         # A file's space is freed when its last fd closes, after the caller's lock is gone.
-        records.remove(os.path.join(directory, file))
+        records.remove(file)
         fault("layer:after-unlink")
     clear(layout, name)
     if os.path.isdir(directory):
@@ -192,8 +192,11 @@ def clear(layout: Layout, name: str) -> None:
             raise
 
 
-def _files(directory: str) -> list[str]:
-    return [name for name in records.names(directory) if generation(name, "layer", ".erofs")]
+def files(layout: Layout, name: str) -> list[str]:
+    """The paths of a layer's files, the oldest first: the last one is that of today."""
+    directory = layout.layer(name)
+    found = [(generation(one, "layer", ".erofs"), one) for one in records.names(directory)]
+    return [os.path.join(directory, one) for number, one in sorted(found) if number]
 
 
 def disk(layout: Layout, name: str) -> int:

@@ -115,12 +115,21 @@ def _set_xattr(upper: str, name: bytes, value: bytes) -> None:
 
 
 def get(layout: Layout, key: str) -> Snapshot:
-    """The snapshot's record. Raises NotFound, Damaged."""
+    """The snapshot with that key. Raises NotFound, Damaged."""
+    return parse(key, read(layout, key))
+
+
+def read(layout: Layout, key: str) -> records.Record:
+    """The snapshot's record as it is. Raises NotFound, Damaged."""
     try:
-        record = records.read(layout.snapshot(key, "snapshot.json"))
+        return records.read(layout.snapshot(key, "snapshot.json"))
     except NotFound as error:
         error.hint = "overlayctl system check --repair"
         raise
+
+
+def parse(key: str, record: records.Record) -> Snapshot:
+    """What a snapshot's record says. Raises Damaged."""
     try:
         return Snapshot(key, str(record["owner"]), tuple(map(str, record["layers"])))
     except (KeyError, TypeError, ValueError) as error:
