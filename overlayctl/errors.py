@@ -105,12 +105,16 @@ class DiskFull(OverlayctlError):
                 f"{needed_inodes:,} inodes are needed, {free_inodes:,} are free, "
                 f"{missing_inodes:,} are missing"
             )
+        hint = "make room with overlayctl image rm and container rm, then repeat the command"
         if not parts:
             inodes = "" if free_inodes is None else f" and {free_inodes:,} inodes"
             parts.append(f"{said}, with {free_bytes:,} bytes{inodes} free")
+            if free_inodes is None:
+                # What is full there may be the metadata (docs/limits.md).
+                hint += "; on btrfs it finds the room within a minute"
         super().__init__(
             f"the store's disk is full: {'; '.join(parts)}",
-            hint="make room with overlayctl image rm and container rm, then repeat the command",
+            hint=hint,
             needed_bytes=needed_bytes,
             free_bytes=free_bytes,
             missing_bytes=missing_bytes,
