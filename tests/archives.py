@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
+from overlayctl.digest import Digest
+from overlayctl.layer.compression import Source, chunks
+from overlayctl.layer.format import PAGE
+from overlayctl.layer.stream import Candidate
 from tests.layer.tars import entry, tar
 
 
 def diff_id(layer: bytes) -> str:
     return "sha256:" + hashlib.sha256(layer).hexdigest()
+
+
+def content(source: Source | Candidate, blob: Digest | None = None) -> bytes:
+    """The tar of a layer that an archive has, or that has passed; its bytes were ``blob``'s."""
+    if isinstance(source, Source):
+        return b"".join(map(bytes, chunks(source, hashed=blob)))
+    size = source.received(blob).size
+    return os.pread(source.take()[0], size, PAGE)
 
 
 def docker_archive(

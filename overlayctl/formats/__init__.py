@@ -11,7 +11,9 @@ from overlayctl.errors import BadArchive, Usage
 from overlayctl.oci import Platform
 
 if TYPE_CHECKING:
-    from overlayctl.layer.archive import Archive, Source
+    from overlayctl.layer.archive import Archive
+    from overlayctl.layer.compression import Source
+    from overlayctl.layer.stream import Candidate
 
 __all__ = ["FoundImage", "FoundLayer", "read_images"]
 
@@ -28,7 +30,7 @@ class FoundLayer(NamedTuple):
     whoever reads ``source`` checks them.
     """
 
-    source: Source
+    source: Source | Candidate
     blob_digest: Digest | None
     blob_size: int | None
     diff_id: DiffID

@@ -25,7 +25,9 @@ from overlayctl.formats import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from overlayctl.layer.archive import Archive, Source
+    from overlayctl.layer.archive import Archive
+    from overlayctl.layer.compression import Source
+    from overlayctl.layer.stream import Candidate
     from overlayctl.oci import Platform
 
 _INDEX = "index.json"
@@ -263,7 +265,7 @@ def _image(archive: Archive, candidate: _Candidate, entry: _Descriptor) -> Found
     )
 
 
-def _layer(archive: Archive, blob: _Descriptor) -> Source:
+def _layer(archive: Archive, blob: _Descriptor) -> Source | Candidate:
     if blob.media_type.endswith("+encrypted"):
         raise BadArchive(
             f"the layer {blob.digest} is encrypted",

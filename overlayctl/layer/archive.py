@@ -11,15 +11,18 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
+from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from overlayctl.errors import BadArchive, BadTar, HostCannot, LimitExceeded
 from overlayctl.layer import compression
 from overlayctl.layer.compression import Expansion, Source, chunks, codec, head
 from overlayctl.layer.input import Closing, open_file, what
-from overlayctl.layer.tar import Limits, TarReader
+from overlayctl.layer.stream import Candidate, Stream
+from overlayctl.layer.tar import BLOCK, Limits, Member, TarReader
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -51,8 +54,11 @@ class Archive(Protocol):
     def names(self) -> frozenset[str]:
         """The names in a tar; the top level of a directory. Bytes as os.fsdecode has them."""
 
-    def source(self, name: str) -> Source:
-        """The bytes of the regular file ``name``. Raises BadArchive if there is none."""
+    def source(self, name: str) -> Source | Candidate:
+        """The regular file ``name``, of a stream perhaps as a layer that has passed.
+
+        Raises BadArchive if there is none.
+        """
 
     def read(self, name: str, limit: int = READ_LIMIT) -> bytes:
         """All bytes of ``name``. Raises BadArchive, LimitExceeded above ``limit`` bytes."""
@@ -83,26 +89,36 @@ class _Other(NamedTuple):
 
 
 _Entry = _File | _Symlink | _Other
+_Content = Callable[[int, int, str], Source | Candidate]
 _DIRECTORY = _Other("a directory")
 _SPARSE = _Other("stored as a sparse file")
 _KINDS = {b"3": "a character device", b"4": "a block device", b"6": "a FIFO"}
 
 
 class Tar(Closing):
-    """A tar that lies in a seekable file. Made by ``open_archive``."""
+    """A tar, in a seekable file or one that has passed. Made by ``open_archive``.
 
-    def __init__(self, source: Source, entries: dict[str, _Entry], owned: ExitStack) -> None:
-        super().__init__(source.name, owned)
-        self._source = source
+    ``content`` gives what its headers put at an offset, of a length, under a name.
+    """
+
+    def __init__(
+        self,
+        where: str,
+        entries: dict[str, _Entry],
+        content: _Content,
+        owned: ExitStack,
+    ) -> None:
+        super().__init__(where, owned)
         self._entries = entries
+        self._content = content
 
     @property
     def names(self) -> frozenset[str]:
         """Every name in the tar, without a leading ``./``."""
         return frozenset(self._entries)
 
-    def source(self, name: str) -> Source:
-        """The bytes of ``name``, links followed. Raises BadArchive."""
+    def source(self, name: str) -> Source | Candidate:
+        """The file ``name``, links followed. Raises BadArchive."""
         entry = self._resolve(name)
         if not isinstance(entry, _File):
             raise BadArchive(
@@ -110,7 +126,7 @@ class Tar(Closing):
                 hint="the archive is incomplete: save it again",
                 name=name,
             )
-        return Source(self._source.fd, self._source.offset + entry.offset, entry.size, name)
+        return self._content(entry.offset, entry.size, name)
 
     def read(self, name: str, limit: int = READ_LIMIT) -> bytes:
         """All bytes of ``name``. Raises BadArchive, LimitExceeded."""
@@ -152,10 +168,10 @@ class Tar(Closing):
         return entry if not isinstance(entry, _Symlink) else None
 
 
-def _scan(source: Source, limits: Limits | None) -> dict[str, _Entry]:
+def _scan(members: Iterable[Member]) -> dict[str, _Entry]:
     """The entries of an archive; of several with one name the last one counts."""
     entries: dict[str, _Entry] = {}
-    for member in TarReader(source.fd, source.offset, source.size, limits):
+    for member in members:
         name = _normal(member.name)
         if name is None:
             continue
@@ -275,36 +291,63 @@ class Directory(Closing):
             raise BadArchive(why, name=name) from error
 
 
-def _read(source: Source, limit: int) -> bytes:
+def _read(source: Source | Candidate, limit: int) -> bytes:
     if source.size > limit:
         raise LimitExceeded(
             f"{source.name} has {source.size} bytes, the limit for it is {limit}",
             blob=source.name,
             limit=limit,
         )
+    if isinstance(source, Candidate):
+        raise BadArchive(
+            f"{source.name} is a tar or compressed, not the text that it should be",
+            hint="save the image again",
+            blob=source.name,
+        )
     return b"".join(bytes(piece) for piece in compression.stored(source))
 
 
-def open_archive(path: str, spool: Callable[[], int], limits: Limits | None = None) -> Archive:
+def open_archive(
+    path: str,
+    place: Callable[[], str],
+    limits: Limits | None = None,
+    *,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Archive:
     """The archive at ``path``: a file, ``-`` for standard input, or a directory.
 
-    A file in a compression that ``codec`` knows, and what cannot seek, goes uncompressed
-    to the fd that ``spool`` returns (an unlinked file; the archive closes it). Raises
-    NotFound, BadArchive for what is no archive, BadTar for a damaged one.
+    What is compressed, and what cannot seek, is read to its end here and stored in the
+    directory that ``place`` names; ``advance`` is told how many bytes are. Raises NotFound,
+    BadArchive for what is no archive, BadTar for a damaged one, DiskFull.
     """
     with ExitStack() as opening:
-        opened = open_file(path, spool, opening, expand=True)
-        source = opened.source
-        if opened.directory:
-            return Directory(source.fd, source.name, opening.pop_all())
-        if not source.size:
-            raise BadArchive(f"{source.name} is empty", hint="fetch or save it again")
+        opened = open_file(path, opening, expand=True)
+        where, source = opened.where, opened.source
+        if opened.directory is not None:
+            return Directory(opened.directory, where, opening.pop_all())
+        if source:
+            start = head(source)
+            members: Iterable[Member] = TarReader(source.fd, source.offset, source.size, limits)
+            content: _Content = partial(_part, source)
+        else:
+            pieces = opened.pieces or iter(())
+            start = bytes(next(pieces, b""))
+            while len(start) < BLOCK and (piece := next(pieces, b"")):
+                start += piece
+            stream = Stream(place, opening, advance)
+            members, content = stream.members(chain((start,), pieces), limits), stream.content
+        if not start:
+            raise BadArchive(f"{where} is empty", hint="fetch or save it again")
         try:
-            entries = _scan(source, limits)
+            entries = _scan(members)
         except BadTar as error:
-            _refuse(head(source), source.name, error)
+            _refuse(start[:BLOCK], where, error)
             raise
-        return Tar(source, entries, opening.pop_all())
+        return Tar(where, entries, content, opening.pop_all())
+
+
+def _part(source: Source, offset: int, size: int, name: str) -> Source:
+    return Source(source.fd, source.offset + offset, size, name)
 
 
 _FOREIGN = (

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from overlayctl.layer.format import Header
     from overlayctl.layer.stack import Inheritance
 
+FILE = "layer.erofs"
 _WRITEBACK = 8 << 20
 _COPY = 64 << 20
 
@@ -42,6 +43,13 @@ class Described(NamedTuple):
     tree: Tree
     wants: Wants
     end_marker: bool
+
+
+def new_file(directory: str) -> int:
+    """An fd of a new layer file in the new ``directory``."""
+    os.mkdir(directory, 0o700)
+    path = os.path.join(directory, FILE)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
 
 
 def receive(

@@ -1,16 +1,17 @@
-"""One input of a command: a file, a stream or a directory, made seekable."""
+"""One input of a command: a file, a stream or a directory."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from overlayctl.errors import BadArchive, HostCannot, NotFound, Usage
-from overlayctl.kernel import disk
 from overlayctl.layer import compression
 from overlayctl.layer.compression import PIECE, Buffer, Source, chunks, codec, head
 
@@ -52,47 +53,51 @@ class Closing:
 
 
 class Opened(NamedTuple):
-    """An input that can be read at any offset. The fd belongs to the ExitStack it came with."""
+    """An input; what is None is what it is not.
 
-    source: Source
-    directory: bool
+    A ``directory`` is an fd, a ``source`` can be read at any offset (their fds belong to the
+    ExitStack that they came with), and ``pieces`` come once.
+    """
+
+    where: str
+    directory: int | None = None
+    source: Source | None = None
+    pieces: Iterator[Buffer] | None = None
 
 
-def open_file(path: str, spool: Callable[[], int], owned: ExitStack, *, expand: bool) -> Opened:
-    """``path`` (``-`` is standard input) as a seekable source, or as a directory's fd.
+def open_file(path: str, owned: ExitStack, *, expand: bool) -> Opened:
+    """``path`` (``-`` is standard input); with ``expand``, the content of what is compressed.
 
-    What cannot seek is written to the fd that ``spool`` returns, and with ``expand`` also
-    what is compressed, uncompressed then. Raises NotFound, Usage, HostCannot, BadArchive,
-    LimitExceeded for a bomb, DiskFull.
+    Raises NotFound, Usage, HostCannot, BadArchive; while the pieces are read, BadArchive and
+    LimitExceeded for a bomb.
     """
     where = "standard input" if path == "-" else path
     fd = _descriptor(path)
     owned.callback(os.close, fd)
     mode = os.fstat(fd).st_mode
     if stat.S_ISDIR(mode):
-        return Opened(Source(fd, 0, 0, where), directory=True)
+        return Opened(where, directory=fd)
     if path == "-" and os.isatty(fd):
         raise Usage("standard input is a terminal", hint="name a file, or pipe one in")
     if stat.S_ISREG(mode) or stat.S_ISBLK(mode):
         start = os.lseek(fd, 0, os.SEEK_CUR)
         source = Source(fd, start, max(0, os.lseek(fd, 0, os.SEEK_END) - start), where)
         os.lseek(fd, start, os.SEEK_SET)
-        name = codec(head(source))
-        if not expand or name == "none":
-            return Opened(source, directory=False)
-        return Opened(_spooled(chunks(source), where, spool, owned), directory=False)
+        if not expand or codec(head(source)) == "none":
+            return Opened(where, source=source)
+        return Opened(where, pieces=chunks(source))
     if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)) and path != "-":
         raise BadArchive(f"{where} is {what(mode)}", hint="name a file or a directory")
     os.set_blocking(fd, True)
+    with suppress(OSError):
+        fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIECE)
     stream = _stream(fd)
     first = b""
     # A pipe may give less than a whole magic number at first.
     while len(first) < compression.LONGEST_MAGIC and (piece := next(stream, b"")):
         first += piece
-    pieces = compression.decompressed(
-        _chained(first, stream), codec(first) if expand else "none", where
-    )
-    return Opened(_spooled(pieces, where, spool, owned), directory=False)
+    kind = codec(first) if expand else "none"
+    return Opened(where, pieces=compression.decompressed(_chained(first, stream), kind, where))
 
 
 def _descriptor(path: str) -> int:
@@ -117,21 +122,3 @@ def _chained(first: bytes, rest: Iterable[bytes]) -> Iterator[bytes]:
     if first:
         yield first
     yield from rest
-
-
-def _spooled(
-    pieces: Iterable[Buffer], where: str, spool: Callable[[], int], owned: ExitStack
-) -> Source:
-    fd = spool()
-    owned.callback(os.close, fd)
-    at = checked = 0
-    for piece in pieces:
-        if at >= checked:
-            disk.look(fd)
-            checked = at + disk.RESERVE // 2
-        view = memoryview(piece)
-        while view:
-            written = os.pwrite(fd, view, at)
-            at += written
-            view = view[written:]
-    return Source(fd, 0, at, where)

@@ -6,7 +6,6 @@ again, then moves layers, image and tags in, in that order.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import secrets
@@ -18,13 +17,12 @@ from overlayctl import formats, names, oci
 from overlayctl.digest import chain_ids, hex_of, of_bytes
 from overlayctl.errors import Conflict, Usage
 from overlayctl.formats import plain
-from overlayctl.layer import compression
 from overlayctl.layer.archive import open_archive
 from overlayctl.store import gc, images, layers, records, staging
 from overlayctl.store.ingest import LayerWentError, Wanted, ingest_layers, look_for_room
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from overlayctl.layout import Layout
     from overlayctl.store.ingest import Ingested, Progress
@@ -56,7 +54,8 @@ def load(
     chosen = names.stored(tag) if tag else None
     with ExitStack() as owned:
         place = _staging(store, owned)
-        archive = owned.enter_context(open_archive(path, lambda: _spool(place())))
+        progress.start(None, 0)
+        archive = owned.enter_context(open_archive(path, place, advance=progress.advance))
         found = formats.read_images(archive, platform=host)
         if chosen and len(found) > 1:
             raise Usage(
@@ -64,21 +63,14 @@ def load(
                 hint="leave --tag out",
             )
         wanted = [
-            [
-                Wanted(
-                    layer.diff_id,
-                    partial(compression.chunks, layer.source, hashed=layer.blob_digest),
-                    layer.source.size,
-                )
-                for layer in image.layers
-            ]
+            [Wanted(layer.diff_id, layer.source, layer.blob_digest) for layer in image.layers]
             for image in found
         ]
         look_for_room(store.layout, [layer for image in wanted for layer in image])
         loaded = []
         for image, its in zip(found, wanted, strict=True):
             references = [*dict.fromkeys((*image.references, *([chosen] if chosen else [])))]
-            progress.start(sum(layer.size for layer in its), len(its))
+            progress.start(sum(layer.source.size for layer in its), len(its))
             made = partial(_as_found, image.config, image.manifest)
             result = _store(store, place(), made, its, references, path, progress)
             loaded.append(result._replace(notes=(*image.notes, *result.notes)))
@@ -96,13 +88,11 @@ def import_layers(
     references = [names.stored(reference)] if reference else []
     with ExitStack() as owned:
         place = _staging(store, owned)
-        opened = owned.enter_context(plain.open_layers(paths, lambda: _spool(place())))
-        wanted = [
-            Wanted(None, partial(compression.chunks, source), source.size)
-            for source in opened.sources
-        ]
+        progress.start(None, 0)
+        opened = owned.enter_context(plain.open_layers(paths, place, advance=progress.advance))
+        wanted = [Wanted(None, source) for source in opened.sources]
         look_for_room(store.layout, wanted)
-        progress.start(sum(layer.size for layer in wanted), len(wanted))
+        progress.start(sum(layer.source.size for layer in wanted), len(wanted))
         return _store(store, place(), _imported, wanted, references, "import", progress)
 
 
@@ -187,7 +177,9 @@ def _commit(
         moved = []
         try:
             for name, staged in ingested.staged.items():
-                if layers.commit(store.layout, staged, name):
+                if name in ingested.damaged:
+                    layers.replace(store.layout, staged, name)
+                elif layers.commit(store.layout, staged, name):
                     new.append(name)
             records.sync_directory(store.layout.path("layers"))
             made = images.commit(store.layout, own, record, image_hex, config, manifest)
@@ -203,7 +195,11 @@ def _commit(
         f"sha256:{image_hex}",
         tuple(map(names.familiar, references)),
         tuple(moved),
-        (*ingested.notes, *([f"the layers are not attached: {unseen}"] if unseen else [])),
+        (
+            *ingested.notes,
+            *_healed(store, ingested.damaged),
+            *([f"the layers are not attached: {unseen}"] if unseen else []),
+        ),
         len(new),
         len(ingested.names),
     )
@@ -220,18 +216,18 @@ def _take_back(layout: Layout, image: str | None, new: Sequence[str]) -> None:
         layers.remove(layout, name)
 
 
-def _spool(place: str) -> int:
-    """An unlinked file in staging for input that cannot be read twice."""
-    try:
-        return os.open(place, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        if error.errno != errno.EOPNOTSUPP:
-            raise
-    # Most of FUSE, and overlays of older kernels.
-    path = os.path.join(place, "spool-" + secrets.token_hex(4))
-    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    os.unlink(path)
-    return fd
+def _healed(store: Store, damaged: Collection[str]) -> list[str]:
+    """What there is to say of layers that were damaged: who has the old file mounted."""
+    if not damaged:
+        return []
+    from overlayctl.store import repair
+
+    made = [
+        f"layer {names.short(name)} was damaged in the store: made again"
+        for name in sorted(damaged)
+    ]
+    views = repair.outdated_views(store.layout, store.mark, damaged)
+    return made + [f"{view.path}: {view.message}" for view in views]
 
 
 def _created(config: bytes) -> str:

@@ -8,19 +8,21 @@ in the background meanwhile.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from overlayctl.digest import DiffID, hex_of
-from overlayctl.errors import NotFound
+from overlayctl.digest import DiffID, Digest, hex_of
+from overlayctl.errors import DigestMismatch, NotFound
 from overlayctl.kernel import disk
 from overlayctl.layer import ingest
-from overlayctl.layer.index import Index
+from overlayctl.layer.compression import Source, chunks
+from overlayctl.layer.index import Index, verify
 from overlayctl.layer.ingest import Described, Received
 from overlayctl.layer.stack import Stack, inherit
+from overlayctl.layer.stream import Candidate
 from overlayctl.store import layers, records
 
 if TYPE_CHECKING:
@@ -47,14 +49,11 @@ class Progress(Protocol):
 
 
 class Wanted(NamedTuple):
-    """A layer to store: its tar, and the diff_id that was promised, if one was.
-
-    ``size`` is how many bytes it has as it comes, compressed or not.
-    """
+    """A layer to store, and what was promised: the digests of its tar and of its ``source``."""
 
     diff_id: DiffID | None
-    chunks: Callable[[], Iterable[bytes | memoryview]]
-    size: int = 0
+    source: Source | Candidate
+    blob: Digest | None = None
 
 
 class LayerWentError(Exception):
@@ -62,23 +61,32 @@ class LayerWentError(Exception):
 
 
 class Ingested(NamedTuple):
-    """Names and diff_ids bottom to top; the new layers as staged directories; remarks."""
+    """Names and diff_ids bottom to top; the new layers as staged directories; remarks.
+
+    Of the staged ones, ``damaged`` are stored already, in files that are not what they were.
+    """
 
     names: tuple[str, ...]
     diff_ids: tuple[DiffID, ...]
     sizes: tuple[int, ...]
     tar_sizes: tuple[int, ...]
     staged: dict[str, str]
+    damaged: frozenset[str]
     notes: tuple[str, ...]
 
 
 class _Arrived(NamedTuple):
-    """A tar in a layer file, staged or stored, whose headers were read."""
+    """A tar in a layer file, staged in ``directory`` or stored, whose headers were read.
+
+    What stands alone is stored under the digest of its tar, and nothing below changes it: it
+    is not described. ``damaged`` are the stored layers with that tar that are not sound.
+    """
 
     fd: int
     received: Received
-    described: Described
+    described: Described | None
     directory: str
+    damaged: frozenset[str] = frozenset()
 
 
 def look_for_room(layout: Layout, wanted: Sequence[Wanted]) -> None:
@@ -88,7 +96,8 @@ def look_for_room(layout: Layout, wanted: Sequence[Wanted]) -> None:
     """
     stored = {name[:64] for name in layers.listed(layout)}
     new = {
-        layer.diff_id or number: layer.size
+        # What passed is on the disk already.
+        layer.diff_id or number: layer.source.size if isinstance(layer.source, Source) else 0
         for number, layer in enumerate(wanted)
         if not layer.diff_id or hex_of(layer.diff_id) not in stored
     }
@@ -128,49 +137,55 @@ def _ingest(
     with ExitStack() as owned, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         owned.callback(pool.shutdown, wait=True, cancel_futures=True)
         arrivals: dict[DiffID | int, Future[_Arrived]] = {}
-        stored = {name[:64]: name for name in layers.listed(layout)}
+        stored: dict[str, list[str]] = {}
+        for name in layers.listed(layout):
+            stored.setdefault(name[:64], []).append(name)
         for number, layer in enumerate(wanted):
             key = layer.diff_id or number
-            if key not in arrivals and not _stands_alone(layout, layer.diff_id):
-                there = stored.get(hex_of(layer.diff_id)) if layer.diff_id else None
-                if there:
-                    arrivals[key] = pool.submit(_reread, layout, there, owned)
-                else:
-                    directory = os.path.join(staging, f"layer-{number}")
-                    arrivals[key] = pool.submit(_arrive, layer, directory, progress, owned)
+            if key not in arrivals:
+                there = stored.get(hex_of(layer.diff_id), []) if layer.diff_id else []
+                directory = os.path.join(staging, f"layer-{number}")
+                arrivals[key] = pool.submit(
+                    _arrive, layout, there, layer, directory, progress, owned
+                )
         finish = partial(_finish, unpacked=unpacked)
         return _seal_in_order(layout, staging, wanted, arrivals, pool, owned, progress, finish)
 
 
-def _stands_alone(layout: Layout, diff_id: DiffID | None) -> bool:
-    """Whether the layer is stored, and nothing below could change it."""
-    if diff_id is None or not layers.exists(layout, hex_of(diff_id)):
-        return False
-    with layers.open_index(layout, hex_of(diff_id)) as index:
-        return not index.header.wants
-
-
-def _reread(layout: Layout, name: str, owned: ExitStack) -> _Arrived:
-    """A stored tar once more: on these layers it may inherit otherwise."""
-    fd = os.open(layout.layer_file(name), os.O_RDONLY | os.O_CLOEXEC)
-    owned.callback(os.close, fd)
-    with Index.open(fd) as index:
-        received = Received(index.header.diff_id, index.header.tar_size)
-    return _Arrived(fd, received, ingest.describe(fd, received), "")
-
-
-def _arrive(layer: Wanted, directory: str, progress: Progress, owned: ExitStack) -> _Arrived:
-    fd = _new_file(directory, owned)
-    received = ingest.receive(fd, layer.chunks(), expected=layer.diff_id, progress=progress.advance)
-    return _Arrived(fd, received, ingest.describe(fd, received), directory)
-
-
-def _new_file(directory: str, owned: ExitStack) -> int:
-    os.mkdir(directory, 0o700)
-    path = os.path.join(directory, "layer.erofs")
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
-    owned.callback(os.close, fd)
-    return fd
+def _arrive(
+    layout: Layout,
+    there: Sequence[str],
+    layer: Wanted,
+    directory: str,
+    progress: Progress,
+    owned: ExitStack,
+) -> _Arrived:
+    """From a sound file that is stored, read there; else from what is loaded."""
+    damaged = set()
+    for name in there:
+        fd = layers.open_file(layout, name)
+        owned.callback(os.close, fd)
+        if verify(fd):
+            damaged.add(name)
+            continue
+        with Index.open(fd) as index:
+            received = Received(index.header.diff_id, index.header.tar_size)
+            alone = len(name) == 64 and not index.header.wants
+        # On these layers the same tar may inherit otherwise.
+        described = None if alone else ingest.describe(fd, received)
+        return _Arrived(fd, received, described, "", frozenset(damaged))
+    if isinstance(layer.source, Candidate):
+        received = layer.source.received(layer.blob)
+        if layer.diff_id is not None and received.diff_id != layer.diff_id:
+            raise DigestMismatch(layer.source.name, expected=layer.diff_id, actual=received.diff_id)
+        fd, directory = layer.source.take()
+    else:
+        fd = ingest.new_file(directory)
+        owned.callback(os.close, fd)
+        tar = chunks(layer.source, hashed=layer.blob)
+        received = ingest.receive(fd, tar, expected=layer.diff_id, progress=progress.advance)
+    described = ingest.describe(fd, received)
+    return _Arrived(fd, received, described, directory, frozenset(damaged))
 
 
 def _seal_in_order(
@@ -187,37 +202,38 @@ def _seal_in_order(
     names: list[str] = []
     diff_ids: list[DiffID] = []
     staged: dict[str, str] = {}
+    damaged: set[str] = set()
     syncing: list[Future[None]] = []
     used: set[int] = set()
     notes: dict[str, int] = {}
     unended: list[str] = []
     masking = _Masking()
     for number, layer in enumerate(wanted):
-        name = None
-        arrival = arrivals.get(layer.diff_id or number)
-        if arrival is None:
-            # Only what is stored and stands alone was not sent for.
-            diff_id = layer.diff_id or DiffID("")
-            name = hex_of(diff_id)
-        else:
-            arrived = arrival.result()
-            diff_id = arrived.received.diff_id
-            if layer.diff_id is None and not arrived.described.end_marker:
+        arrived = arrivals[layer.diff_id or number].result()
+        diff_id = arrived.received.diff_id
+        name = hex_of(diff_id)
+        described = arrived.described
+        if described is not None:
+            if layer.diff_id is None and not described.end_marker:
                 unended.append(f"layer {number + 1} has no end marker: the tar may have been cut")
-            inherited = inherit(arrived.described.wants, Stack(below[::-1]))
+            inherited = inherit(described.wants, Stack(below[::-1]))
             name = inherited.name(diff_id)
-            if name not in staged and not layers.exists(layout, name):
+            sound = layers.exists(layout, name) and name not in arrived.damaged
+            if name not in staged and not sound:
                 if not arrived.directory or arrived.fd in used:
                     arrived = _copied(arrived, os.path.join(staging, f"again-{number}"), owned)
+                    described = ingest.describe(arrived.fd, arrived.received)
                 used.add(arrived.fd)
-                ingest.seal(arrived.fd, arrived.received, arrived.described, inherited)
+                ingest.seal(arrived.fd, arrived.received, described, inherited)
                 staged[name] = arrived.directory
+                if name in arrived.damaged:
+                    damaged.add(name)
                 syncing.append(pool.submit(finish, arrived.fd, arrived.directory))
-                for kind, paths in arrived.described.tree.notes.items():
+                for kind, paths in described.tree.notes.items():
                     notes[kind] = notes.get(kind, 0) + len(paths)
-                masking.add(arrived.described)
+                masking.add(described)
         path = staged.get(name)
-        file = os.path.join(path, "layer.erofs") if path else layout.layer_file(name)
+        file = os.path.join(path, ingest.FILE) if path else layout.layer_file(name)
         below.append(owned.enter_context(Index.open(file)))
         names.append(name)
         diff_ids.append(diff_id)
@@ -230,6 +246,7 @@ def _seal_in_order(
         tuple(index.header.size for index in below),
         tuple(index.header.tar_size for index in below),
         staged,
+        frozenset(damaged),
         (
             *(f"{count} x {kind}" for kind, count in sorted(notes.items())),
             *unended,
@@ -240,9 +257,10 @@ def _seal_in_order(
 
 def _copied(arrived: _Arrived, directory: str, owned: ExitStack) -> _Arrived:
     """The same tar in a file of its own: it inherits differently here."""
-    fd = _new_file(directory, owned)
+    fd = ingest.new_file(directory)
+    owned.callback(os.close, fd)
     ingest.copy_tar(arrived.fd, fd, arrived.received.size)
-    return _Arrived(fd, arrived.received, ingest.describe(fd, arrived.received), directory)
+    return arrived._replace(fd=fd, directory=directory)
 
 
 def _finish(fd: int, directory: str, *, unpacked: bool) -> None:

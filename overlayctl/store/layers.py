@@ -18,6 +18,7 @@ from overlayctl.errors import NotFound
 from overlayctl.kernel import inuse, rooted
 from overlayctl.layer import attach
 from overlayctl.layer.index import Index
+from overlayctl.layer.ingest import FILE
 from overlayctl.layout import generation
 from overlayctl.store import records
 from overlayctl.store.records import fault
@@ -108,6 +109,23 @@ def commit(layout: Layout, staged: str, name: str) -> bool:
     os.rename(staged, layout.layer(name))
     fault("layer:after-rename")
     return True
+
+
+def replace(layout: Layout, staged: str, name: str) -> None:
+    """Put the synced file (and tree) in ``staged`` where a damaged one is, which goes.
+
+    A mount of the old one keeps it. The caller holds the store's lock.
+    """
+    if commit(layout, staged, name):
+        return
+    os.rename(os.path.join(staged, FILE), layout.layer_file(name, after=1))
+    fault("layer:after-rename")
+    tree = os.path.join(staged, "tree")
+    if os.path.isdir(tree):
+        os.rename(tree, layout.layer_tree(name, after=1))
+    records.sync_directory(layout.layer(name))
+    for path in files(layout, name)[:-1]:
+        os.unlink(path)
 
 
 def unpack(layout: Layout, staging: str, name: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -99,7 +99,7 @@ class _Repair:
         remaining = self._layers()
         self._empty_image()
         self._stale()
-        remaining += self._views()
+        remaining += outdated_views(self._layout, self._mark, self._renewed)
         remaining += check.but_layers(self._layout)
         left = {(one.tag, one.path) for one in remaining}
         done = [one for what, one in self._seen.items() if what not in left]
@@ -249,23 +249,6 @@ class _Repair:
             fault("repair:after-rename")
         self._renewed.append(name)
 
-    def _views(self) -> list[Finding]:
-        """Overlays mounted before one of their layers was made again: they keep the old one."""
-        users = gc.layer_users(self._layout)
-        harmed = {user: name for name in self._renewed for user in users.get(name, ())}
-        found = []
-        for pid, mount in mounttable.everywhere():
-            ours, _, owner = mount.source.partition(f"overlayctl:{self._mark}:")
-            kind, _, identifier = owner.partition(":")
-            user = f"{'snapshot' if kind == 'container' else kind} {identifier}"
-            if mount.fs_type == "overlay" and not ours and user in harmed:
-                message = (
-                    f"mounted before layer {names.short(harmed[user])} was made again, process "
-                    f"{pid} sees the damaged one there: unmount it, and mount it again"
-                )
-                found.append(Finding("view-stale", mount.mount_point, message, (user,)))
-        return found
-
     def _empty_image(self) -> None:
         for one in self._look():
             if one.tag.startswith("empty-image"):
@@ -324,6 +307,24 @@ class _Repair:
             records.write(staged, records.encode(record))
             os.rename(staged, self._layout.snapshot(container.id, "snapshot.json"))
             records.sync_directory(self._layout.snapshot(container.id))
+
+
+def outdated_views(layout: Layout, mark: str, renewed: Collection[str]) -> list[Finding]:
+    """Overlays mounted before one of these layers was made again: they keep the old one."""
+    users = gc.layer_users(layout)
+    harmed = {user: name for name in renewed for user in users.get(name, ())}
+    found = []
+    for pid, mount in mounttable.everywhere():
+        ours, _, owner = mount.source.partition(f"overlayctl:{mark}:")
+        kind, _, identifier = owner.partition(":")
+        user = f"{'snapshot' if kind == 'container' else kind} {identifier}"
+        if mount.fs_type == "overlay" and not ours and user in harmed:
+            message = (
+                f"mounted before layer {names.short(harmed[user])} was made again, process "
+                f"{pid} sees the damaged one there: unmount it, and mount it again"
+            )
+            found.append(Finding("view-stale", mount.mount_point, message, (user,)))
+    return found
 
 
 def _is_ours(name: str) -> bool:

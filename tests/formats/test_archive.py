@@ -9,7 +9,6 @@ import json
 import lzma
 import os
 import sys
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -20,15 +19,11 @@ from overlayctl.errors import BadArchive, BadInput, DigestMismatch, LimitExceede
 from overlayctl.formats import read_images
 from overlayctl.formats.plain import open_layers
 from overlayctl.layer import compression
-from overlayctl.layer.archive import Archive, Expansion, chunks, open_archive
+from overlayctl.layer.archive import Archive, Expansion, open_archive
+from tests.archives import content
 from tests.layer.tars import directory, entry, hardlink, symlink, tar
 
 LAYER = tar(entry("hello", data=b"hello\n"))
-
-
-def spool() -> int:
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 def sha(data: bytes) -> str:
@@ -52,7 +47,11 @@ def docker(*extra: bytes, layers: tuple[str, ...] = ("a/layer.tar",), tags: obje
 def opened(data: bytes, tmp_path: Path) -> Archive:
     path = tmp_path / "input"
     path.write_bytes(data)
-    return open_archive(str(path), spool)
+    return at(path)
+
+
+def at(path: Path) -> Archive:
+    return open_archive(str(path), lambda: str(path.parent))
 
 
 def descriptor(data: bytes, media_type: str, **fields: object) -> dict[str, object]:
@@ -104,7 +103,7 @@ def index(*manifests: dict[str, object]) -> dict[str, object]:
 def test_a_layer_is_found_behind_links(entries: tuple[bytes, ...], tmp_path: Path) -> None:
     with opened(docker(*entries), tmp_path) as archive:
         (image,) = read_images(archive)
-        assert b"".join(chunks(image.layers[0].source)) == LAYER
+        assert content(image.layers[0].source) == LAYER
 
 
 @pytest.mark.parametrize(
@@ -158,7 +157,7 @@ def test_refused_with_what_it_is(data: bytes, words: str, tmp_path: Path) -> Non
 
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
-        open_archive(str(tmp_path / "gone"), spool)
+        at(tmp_path / "gone")
 
 
 def test_fds_are_closed(tmp_path: Path) -> None:
@@ -184,22 +183,24 @@ def _fed(data: bytes) -> int:
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, lzma.compress, bz2.compress])
-def test_a_pipe(pack: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe(
+    pack: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     with os.fdopen(_fed(pack(docker(entry("a/layer.tar", data=LAYER))))) as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
-        with open_archive("-", spool) as archive:
+        with open_archive("-", lambda: str(tmp_path)) as archive:
             (image,) = read_images(archive)
-            assert b"".join(chunks(image.layers[0].source)) == LAYER
+            assert content(image.layers[0].source) == LAYER
 
 
 def test_plain_layers(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     one.write_bytes(LAYER)
     two.write_bytes(gzip.compress(LAYER))
-    with open_layers([str(one), str(two)], spool) as layers:
-        assert [b"".join(chunks(source)) for source in layers.sources] == [LAYER, LAYER]
+    with open_layers([str(one), str(two)], lambda: str(tmp_path)) as layers:
+        assert [content(source) for source in layers.sources] == [LAYER, LAYER]
     with pytest.raises(BadArchive, match="directory"):
-        open_layers([str(one), str(tmp_path)], spool)
+        open_layers([str(one), str(tmp_path)], lambda: str(tmp_path))
 
 
 # --- layouts -------------------------------------------------------------------------------
@@ -214,11 +215,11 @@ def test_a_layout_cannot_escape(tmp_path: Path) -> None:
     link = root / "blobs/sha256" / sha(LAYER).removeprefix("sha256:")
     for target in ("../../../secret", str(outside), "/proc/self/exe"):
         link.symlink_to(target)
-        with open_archive(str(root), spool) as archive, pytest.raises(BadArchive):
+        with at(root) as archive, pytest.raises(BadArchive):
             read_images(archive)
         link.unlink()
     os.mkfifo(link)
-    with open_archive(str(root), spool) as archive:
+    with at(root) as archive:
         with pytest.raises(BadArchive, match="is not in"):
             read_images(archive)
         with pytest.raises(BadArchive, match="FIFO"):
@@ -251,7 +252,10 @@ def test_a_manifest_that_is_refused(
     conf = config(LAYER)
     body = manifest(conf, LAYER, **change)
     root = layout(tmp_path / "layout", index(descriptor(body, "x")), body, conf, LAYER)
-    with open_archive(str(root), spool) as archive, pytest.raises(error, match=words):
+    with (
+        at(root) as archive,
+        pytest.raises(error, match=words),
+    ):
         read_images(archive)
 
 
@@ -261,7 +265,7 @@ def test_a_changed_config(tmp_path: Path) -> None:
     root = layout(tmp_path / "layout", index(descriptor(body, "x")), body, conf, LAYER)
     path = root / "blobs/sha256" / sha(conf).removeprefix("sha256:")
     path.write_bytes(conf.replace(b"linux", b"linuX"))
-    with open_archive(str(root), spool) as archive, pytest.raises(DigestMismatch):
+    with at(root) as archive, pytest.raises(DigestMismatch):
         read_images(archive)
 
 
@@ -272,7 +276,10 @@ def test_an_index_without_end(tmp_path: Path) -> None:
         body = json.dumps(index(descriptor(body, "x"))).encode()
         blobs.append(body)
     root = layout(tmp_path / "layout", index(descriptor(body, "x")), *blobs)
-    with open_archive(str(root), spool) as archive, pytest.raises(BadArchive, match="nested"):
+    with (
+        at(root) as archive,
+        pytest.raises(BadArchive, match="nested"),
+    ):
         read_images(archive)
 
 
@@ -284,7 +291,7 @@ def test_an_attestation_is_passed_over(tmp_path: Path) -> None:
         index(descriptor(body, "x"), descriptor(b"gone", "x", annotations=attests))
     ).encode()
     root = layout(tmp_path / "layout", index(descriptor(inner, "x")), inner, body, conf, LAYER)
-    with open_archive(str(root), spool) as archive:
+    with at(root) as archive:
         (image,) = read_images(archive)
         assert image.manifest == body
 

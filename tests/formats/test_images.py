@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import pytest
 
 from overlayctl.errors import BadInput
 from overlayctl.formats import FoundImage, read_images
-from overlayctl.layer.archive import chunks, open_archive
+from overlayctl.layer.archive import Archive, open_archive
+from tests.archives import content, diff_id
 
 Images = Callable[[str], Path]
 
 
-def spool() -> int:
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
+@contextmanager
+def opened(path: Path) -> Iterator[Archive]:
+    with TemporaryDirectory() as place, open_archive(str(path), lambda: place) as archive:
+        yield archive
 
 
 def images_in(path: Path) -> list[FoundImage]:
-    with open_archive(str(path), spool) as archive:
+    with opened(path) as archive:
         return read_images(archive)
 
 
@@ -109,7 +110,7 @@ def test_what_is_found(name: str, image: Images) -> None:
     assert tuple(r for i in found for r in i.references) == expected.references
     assert all((i.manifest is not None) is expected.manifests for i in found)
     for one in found:
-        assert one.image_id == "sha256:" + hashlib.sha256(one.config).hexdigest()
+        assert one.image_id == diff_id(one.config)
         assert tuple(layer.diff_id for layer in one.layers) == one.diff_ids
 
 
@@ -126,13 +127,10 @@ def test_what_is_refused(name: str, image: Images) -> None:
 
 @pytest.mark.parametrize("name", [n for n, e in TABLE.items() if isinstance(e, Found)])
 def test_every_layer_is_the_promised_tar(name: str, image: Images) -> None:
-    with open_archive(str(image(name)), spool) as archive:
+    with opened(image(name)) as archive:
         for one in read_images(archive):
             for layer in one.layers:
-                digest = hashlib.sha256()
-                for piece in chunks(layer.source, hashed=layer.blob_digest):
-                    digest.update(piece)
-                assert "sha256:" + digest.hexdigest() == layer.diff_id
+                assert diff_id(content(layer.source, layer.blob_digest)) == layer.diff_id
 
 
 def test_the_table_names_every_file(images: Path) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from overlayctl.digest import chain_ids, hex_of, of_bytes
 from overlayctl.layer import attach
+from overlayctl.layer.compression import Source
 from overlayctl.layout import Layout
 from overlayctl.store import containers, images, layers, locks, records, snapshots, staging
 from overlayctl.store.containers import Container
@@ -39,8 +41,13 @@ def writing(layout: Layout) -> Iterator[str]:
 
 def add_layers(layout: Layout, *tars: bytes) -> Ingested:
     with staging.staging(layout) as place:
-        wanted = [Wanted(None, lambda data=data: iter([data])) for data in tars]  # type: ignore[misc]
-        ingested = ingest_layers(layout, place, wanted, Silent())
+        with ExitStack() as files:
+            wanted = []
+            for data in tars:
+                file = files.enter_context(tempfile.TemporaryFile(buffering=0))
+                file.write(data)
+                wanted.append(Wanted(None, Source(file.fileno(), 0, len(data), "a tar")))
+            ingested = ingest_layers(layout, place, wanted, Silent())
         with locks.hold(layout.root, exclusive=True):
             for name, staged in ingested.staged.items():
                 layers.commit(layout, staged, name)
