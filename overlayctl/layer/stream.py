@@ -24,7 +24,6 @@ from overlayctl.errors import BadInput, BadTar, DigestMismatch
 from overlayctl.kernel import disk
 from overlayctl.layer import ingest
 from overlayctl.layer.compression import Buffer, Source, codec, decompressed
-from overlayctl.layer.fields import shown
 from overlayctl.layer.tar import BLOCK, Limits, Member, TarReader
 
 if TYPE_CHECKING:
@@ -225,7 +224,7 @@ class _Passing(TarReader):
     def _finish(
         self, header: Member, block: bytes, pax: dict[str, bytes], at: int
     ) -> tuple[Member, int, bytes]:
-        self._name = shown(header.name)
+        self._name = os.fsdecode(header.name)
         return super()._finish(header, block, pax, at)
 
     def _next(self, count: int) -> Iterator[memoryview]:
