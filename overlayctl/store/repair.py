@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 _LAYER = re.compile(r"[0-9a-f]{64}(-[0-9a-f]{16})?")
 _REBUILT = ("layer-damaged", "layer-misnamed", "layer-not-derived")
 _AGAIN = (
-    "move that file out of the store and load an image that has the layer; "
+    "load an image that has the layer, which makes it again; "
     "containers keep what was written in them"
 )
 _FINISH = ("", "")
