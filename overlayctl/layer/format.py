@@ -23,6 +23,9 @@ from overlayctl.errors import Damaged, HostCannot
 
 FORMAT = 1
 BLOCK = 512
+FILE = "layer.erofs"
+"""What a layer file is called in the directory of its own."""
+
 PAGE = 4096
 """Where the tar begins, and what the index is aligned to."""
 HEADER = 1024

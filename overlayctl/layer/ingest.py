@@ -16,7 +16,7 @@ from overlayctl.digest import DiffID
 from overlayctl.errors import BadTar, DigestMismatch
 from overlayctl.kernel import disk, libc
 from overlayctl.layer import erofs
-from overlayctl.layer.format import PAGE
+from overlayctl.layer.format import FILE, PAGE
 from overlayctl.layer.tar import Limits, TarReader
 from overlayctl.layer.tree import Tree
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from overlayctl.layer.format import Header
     from overlayctl.layer.stack import Inheritance
 
-FILE = "layer.erofs"
 _WRITEBACK = 8 << 20
 _COPY = 64 << 20
 

@@ -13,7 +13,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from itertools import chain
 from queue import Queue
@@ -24,6 +24,7 @@ from overlayctl.errors import BadInput, BadTar, DigestMismatch
 from overlayctl.kernel import disk
 from overlayctl.layer import ingest
 from overlayctl.layer.compression import Buffer, Source, codec, decompressed
+from overlayctl.layer.format import FILE
 from overlayctl.layer.tar import BLOCK, Limits, Member, TarReader
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 SMALL = 64 << 10
 _AHEAD = 4
+_CORES = os.cpu_count() or 1
 
 
 class _Arrived(NamedTuple):
@@ -65,7 +67,7 @@ class Candidate:
         """
         if self._fd >= 0:
             return self._fd, ""
-        path = os.path.join(self._directory, ingest.FILE)
+        path = os.path.join(self._directory, FILE)
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._owned.callback(os.close, self._fd)
         return self._fd, self._directory
@@ -122,17 +124,18 @@ class Stream:
         self._kept = -1
         self._end = 0
         self._found: dict[int, Candidate | int] = {}
+        self._running: set[Future[_Arrived]] = set()
 
     def members(self, pieces: Iterator[Buffer], limits: Limits | None) -> Iterator[Member]:
         """The entries of the tar in ``pieces``, read to their end; as they come, all is stored.
 
         Raises BadTar, and what hinders storing; not what is wrong with a member.
         """
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        with ThreadPoolExecutor(_CORES) as pool:
             yield from _Passing(pieces, partial(self._store, pool), limits)
             for _ in pieces:
                 pass
-        self._refuse_hindered()
+            self._wait(0)
 
     def content(self, offset: int, size: int, name: str) -> Source | Candidate:
         """The ``size`` bytes that were at ``offset``."""
@@ -154,7 +157,6 @@ class Stream:
         if size > SMALL and (codec(start) != "none" or start[257:262] == b"ustar"):
             found = self._found[offset] = self.candidate(size, name)
             self._hand_over(pool, found, pieces)
-            self._refuse_hindered()
         else:
             self._found[offset] = self._end
             self._keep(pieces)
@@ -163,8 +165,10 @@ class Stream:
         self, pool: ThreadPoolExecutor, candidate: Candidate, pieces: Iterable[Buffer]
     ) -> None:
         """Let a thread receive it, a few pieces behind."""
+        self._wait(_CORES)
         ahead: Queue[Buffer | None] = Queue(_AHEAD)
         candidate.arrival = pool.submit(candidate.receive_from, ahead, self._advance)
+        self._running.add(candidate.arrival)
         try:
             for piece in pieces:
                 ahead.put(piece)
@@ -183,11 +187,15 @@ class Stream:
                 self._end += written
                 view = view[written:]
 
-    def _refuse_hindered(self) -> None:
-        """Raise what keeps candidates from being stored; what is wrong with one may not matter."""
-        for found in self._found.values():
-            if isinstance(found, Candidate) and found.arrival.done():
-                error = found.arrival.exception()
+    def _wait(self, running: int) -> None:
+        """Until no more than so many are being received: each has some MiB in memory.
+
+        Raises what keeps one from being stored; what is wrong with one may not matter.
+        """
+        while len(self._running) > running:
+            done, self._running = wait(self._running, return_when=FIRST_COMPLETED)
+            for one in done:
+                error = one.exception()
                 if error is not None and not isinstance(error, BadInput):
                     raise error
 

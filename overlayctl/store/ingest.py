@@ -19,6 +19,7 @@ from overlayctl.errors import DigestMismatch, NotFound
 from overlayctl.kernel import disk
 from overlayctl.layer import ingest
 from overlayctl.layer.compression import Source, chunks
+from overlayctl.layer.format import FILE
 from overlayctl.layer.index import Index, verify
 from overlayctl.layer.ingest import Described, Received
 from overlayctl.layer.stack import Stack, inherit
@@ -163,17 +164,20 @@ def _arrive(
     """From a sound file that is stored, read there; else from what is loaded."""
     damaged = set()
     for name in there:
-        fd = layers.open_file(layout, name)
-        owned.callback(os.close, fd)
-        if verify(fd):
-            damaged.add(name)
-            continue
-        with Index.open(fd) as index:
-            received = Received(index.header.diff_id, index.header.tar_size)
-            alone = len(name) == 64 and not index.header.wants
-        # On these layers the same tar may inherit otherwise.
-        described = None if alone else ingest.describe(fd, received)
-        return _Arrived(fd, received, described, "", frozenset(damaged))
+        with ExitStack() as opening:
+            fd = layers.open_file(layout, name)
+            opening.callback(os.close, fd)
+            if verify(fd):
+                damaged.add(name)
+                continue
+            with Index.open(fd) as index:
+                received = Received(index.header.diff_id, index.header.tar_size)
+                alone = len(name) == 64 and not index.header.wants
+            if alone:
+                return _Arrived(-1, received, None, "")
+            # On these layers the same tar may inherit otherwise.
+            owned.push(opening.pop_all())
+        return _Arrived(fd, received, ingest.describe(fd, received), "", frozenset(damaged))
     if isinstance(layer.source, Candidate):
         received = layer.source.received(layer.blob)
         if layer.diff_id is not None and received.diff_id != layer.diff_id:
@@ -233,7 +237,7 @@ def _seal_in_order(
                     notes[kind] = notes.get(kind, 0) + len(paths)
                 masking.add(described)
         path = staged.get(name)
-        file = os.path.join(path, ingest.FILE) if path else layout.layer_file(name)
+        file = os.path.join(path, FILE) if path else layout.layer_file(name)
         below.append(owned.enter_context(Index.open(file)))
         names.append(name)
         diff_ids.append(diff_id)

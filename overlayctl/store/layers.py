@@ -17,8 +17,8 @@ from overlayctl import names
 from overlayctl.errors import NotFound
 from overlayctl.kernel import inuse, rooted
 from overlayctl.layer import attach
+from overlayctl.layer.format import FILE
 from overlayctl.layer.index import Index
-from overlayctl.layer.ingest import FILE
 from overlayctl.layout import generation
 from overlayctl.store import records
 from overlayctl.store.records import fault

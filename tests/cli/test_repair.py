@@ -66,7 +66,7 @@ def test_what_remains_is_said_and_is_the_exit_status(run: Shell, demo: list[str]
     assert "used by image " in line
     # What the hint says works.
     healed = run("load", Path(run.store).parent / "a.tar")
-    assert "was damaged: made again" in healed.err
+    assert "was damaged in the store: made again" in healed.err
 
 
 def test_a_repair_beside_a_mounted_container_leaves_what_it_wrote(
