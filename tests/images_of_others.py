@@ -64,7 +64,7 @@ TABLE: dict[str, Found | Refused] = {
     "ggcr/overwritten_file.tar": Found((3,), ("docker.io/bazel/pkg/v1/mutate:overwritten_file",)),
     "ggcr/whiteout_image.tar": Found((3,), ("docker.io/bazel/pkg/v1/mutate:whiteout_image",)),
     "ggcr/whiteout_dir.tar": Found((4,), ("localhost:5000/whiteout:latest",)),
-    "ggcr/null_manifest.tar": Refused("bad-archive", "null or empty", "save the image again"),
+    "ggcr/null_manifest.tar": Refused("bad-archive", "null or empty", "docker save -o FILE NAME"),
     "ggcr/no_manifest.tar": Refused("bad-archive", "docker before 1.10", "docker load"),
     "ggcr/hello-world-v25.tar": Found((1,), platform="linux/arm64"),
     "ggcr-layouts/test_gc_index": Found(
@@ -89,7 +89,7 @@ TABLE: dict[str, Found | Refused] = {
         ),
     ),
     "ggcr-layouts/test_index_one_image": Found((1,), (), manifests=True),
-    "ggcr-layouts/test_index_media_type": Refused("bad-archive", "helm", "other artifacts"),
+    "ggcr-layouts/test_index_media_type": Refused("bad-archive", "is a Helm chart", "helm pull"),
     "built/buildah-toy3-docker-archive.tar": Found((3,), ("localhost/toy:3",)),
     "built/buildah-toy3-oci-archive.tar": Found((3,), ("localhost/toy:3",), manifests=True),
     "built/umoci-oci1.tar": Found((4,), (), manifests=True, notes=("'t' is only a tag",)),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -24,12 +23,9 @@ from overlayctl.errors import BadArchive
 from overlayctl.layer.index import Index
 from overlayctl.names import familiar
 from tests.images_of_others import IMPORT, LOADABLE, REFUSED
-from tests.oracles import debian, fsck, gnutar, merged, peers, trees
+from tests.oracles import debian, fsck, layers, merged, peers, trees
 from tests.rootmount import require
 
-# Layers do not carry what overlayfs itself needs on whiteout-holding directories.
-_OWN = (b"trusted.overlay.origin",)
-_INHERITED: tuple[trees.Field, ...] = ("mode", "uid", "gid", "xattrs")
 _TIME: tuple[trees.Field, ...] = ("mtime_ns",)
 
 
@@ -88,19 +84,8 @@ def _compare_layers(store: Engine, image: str, tmp_path: Path) -> None:
             file.seek(4096)
             out.write(file.read(size))
         assert "sha256:" + hashlib.sha256(tar.read_bytes()).hexdigest() == layer["DiffID"]
-        expected = tmp_path / f"expected-{number}"
-        applied = gnutar.apply_layer(tar, expected)
+        assert layers.differences(tar, layer["DiffPath"]) == [], f"layer {number + 1}"
         tar.unlink()
-        # What an implied directory takes from below is not in the tar: the merged
-        # view proves it.
-        below = dict.fromkeys(applied.implied, _INHERITED)
-        problems = trees.differences(
-            trees.snapshot(expected, ignore=_OWN),
-            trees.snapshot(layer["DiffPath"], ignore=_OWN),
-            ignore_fields_of=below,
-        )
-        assert problems == [], f"layer {number + 1}"
-        shutil.rmtree(expected)
 
 
 def _compare_merged(store: Engine, image: str, archive: Path, tmp_path: Path) -> None:
@@ -109,7 +94,7 @@ def _compare_merged(store: Engine, image: str, archive: Path, tmp_path: Path) ->
     # umoci gives the root the time of the topmost entry that it wrote there.
     problems = trees.differences(
         trees.snapshot(expected),
-        trees.snapshot(view, ignore=_OWN),
+        trees.snapshot(view, ignore=layers.OWN),
         ignore_fields_of={b"": _TIME},
     )
     assert problems == []
@@ -145,10 +130,10 @@ def test_what_is_no_image_is_imported_as_the_message_says(
 def test_kaniko_directories_look_like_those_below(store: Engine, images: Path) -> None:
     """Kaniko's layers name no parents: those take mode and owner from the layers below."""
     image = _load(store, images / "dive/test-kaniko-image.tar")
-    layers = store.inspect_image(image)["Layers"]
-    root = Path(layers[0]["DiffPath"])
+    bottom, *above = store.inspect_image(image)["Layers"]
+    root = Path(bottom["DiffPath"])
     seen = 0
-    for layer in layers[1:]:
+    for layer in above:
         for path in Path(layer["DiffPath"]).rglob("*"):
             lower = root / path.relative_to(layer["DiffPath"])
             if path.is_dir() and lower.is_dir():

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from overlayctl.kernel import mounttable
-from tests.archives import diff_id, docker_archive
+from tests.archives import diff_id, docker_archive, zstd
 from tests.cli.conftest import Shell, reset
 from tests.layer.tars import directory, entry, symlink, tar
 from tests.rootmount import require
@@ -28,11 +28,6 @@ LAYERS = [
     tar(entry("etc/.wh.old")),
 ]
 ODD = b"a b:c,d\\e\nf\xff"
-
-
-def zstd(data: bytes) -> bytes:
-    require("zstd")
-    return subprocess.run(["zstd", "-qc"], input=data, capture_output=True, check=True).stdout
 
 
 CODECS: dict[str, Callable[[bytes], bytes]] = {

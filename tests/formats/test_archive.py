@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import hashlib
 import json
 import lzma
 import os
@@ -13,6 +12,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +21,7 @@ from overlayctl.formats import read_images
 from overlayctl.formats.plain import open_layers
 from overlayctl.layer import compression
 from overlayctl.layer.archive import Archive, Expansion, chunks, open_archive
+from tests.archives import OCI, config, descriptor, diff_id, index, layout, manifest
 from tests.layer.tars import directory, entry, hardlink, symlink, tar
 
 LAYER = tar(entry("hello", data=b"hello\n"))
@@ -29,15 +30,6 @@ LAYER = tar(entry("hello", data=b"hello\n"))
 def spool() -> int:
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
-
-
-def sha(data: bytes) -> str:
-    return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-def config(*layers: bytes, arch: str = "amd64") -> bytes:
-    rootfs = {"type": "layers", "diff_ids": [sha(layer) for layer in layers]}
-    return json.dumps({"os": "linux", "architecture": arch, "rootfs": rootfs}).encode()
 
 
 def docker(*extra: bytes, layers: tuple[str, ...] = ("a/layer.tar",), tags: object = None) -> bytes:
@@ -53,38 +45,6 @@ def opened(data: bytes, tmp_path: Path) -> Archive:
     path = tmp_path / "input"
     path.write_bytes(data)
     return open_archive(str(path), spool)
-
-
-def descriptor(data: bytes, media_type: str, **fields: object) -> dict[str, object]:
-    return {"mediaType": media_type, "digest": sha(data), "size": len(data), **fields}
-
-
-def layout(root: Path, index: object, *blobs: bytes) -> Path:
-    place = root / "blobs" / "sha256"
-    place.mkdir(parents=True)
-    for blob in blobs:
-        (place / hashlib.sha256(blob).hexdigest()).write_bytes(blob)
-    (root / "index.json").write_text(json.dumps(index))
-    (root / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    return root
-
-
-_OCI = "application/vnd.oci.image."
-
-
-def manifest(conf: bytes, *layers: bytes, **fields: object) -> bytes:
-    return json.dumps(
-        {
-            "schemaVersion": 2,
-            "config": descriptor(conf, _OCI + "config.v1+json"),
-            "layers": [descriptor(layer, _OCI + "layer.v1.tar") for layer in layers],
-            **fields,
-        }
-    ).encode()
-
-
-def index(*manifests: dict[str, object]) -> dict[str, object]:
-    return {"schemaVersion": 2, "manifests": list(manifests)}
 
 
 # --- links and duplicates in a tar ---------------------------------------------------------
@@ -211,7 +171,7 @@ def test_a_layout_cannot_escape(tmp_path: Path) -> None:
     root = layout(tmp_path / "layout", index(descriptor(body, "x")), body, conf)
     outside = tmp_path / "secret"
     outside.write_bytes(LAYER)
-    link = root / "blobs/sha256" / sha(LAYER).removeprefix("sha256:")
+    link = root / "blobs/sha256" / diff_id(LAYER).removeprefix("sha256:")
     for target in ("../../../secret", str(outside), "/proc/self/exe"):
         link.symlink_to(target)
         with open_archive(str(root), spool) as archive, pytest.raises(BadArchive):
@@ -230,9 +190,9 @@ def test_a_layout_cannot_escape(tmp_path: Path) -> None:
     [
         ({"layers": []}, BadArchive, "0 layers, its config 1 diff_ids"),
         ({"artifactType": "application/x"}, BadArchive, "artifact"),
-        ({"layers": [descriptor(b"?", _OCI + "layer.v1.tar+encrypted")]}, BadArchive, "encrypted"),
+        ({"layers": [descriptor(b"?", OCI + "layer.v1.tar+encrypted")]}, BadArchive, "encrypted"),
         (
-            {"layers": [descriptor(b"?", _OCI + "layer.nondistributable.v1.tar")]},
+            {"layers": [descriptor(b"?", OCI + "layer.nondistributable.v1.tar")]},
             BadArchive,
             "foreign",
         ),
@@ -246,7 +206,7 @@ def test_a_layout_cannot_escape(tmp_path: Path) -> None:
     ],
 )
 def test_a_manifest_that_is_refused(
-    change: dict[str, object], error: type[BadInput], words: str, tmp_path: Path
+    change: dict[str, Any], error: type[BadInput], words: str, tmp_path: Path
 ) -> None:
     conf = config(LAYER)
     body = manifest(conf, LAYER, **change)
@@ -259,7 +219,7 @@ def test_a_changed_config(tmp_path: Path) -> None:
     conf = config(LAYER)
     body = manifest(conf, LAYER)
     root = layout(tmp_path / "layout", index(descriptor(body, "x")), body, conf, LAYER)
-    path = root / "blobs/sha256" / sha(conf).removeprefix("sha256:")
+    path = root / "blobs/sha256" / diff_id(conf).removeprefix("sha256:")
     path.write_bytes(conf.replace(b"linux", b"linuX"))
     with open_archive(str(root), spool) as archive, pytest.raises(DigestMismatch):
         read_images(archive)
