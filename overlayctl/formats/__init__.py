@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FoundImage", "FoundLayer", "read_images"]
 
+STDIN = "standard input"
 _IMPORT = "overlayctl import {} NAME"
 _SAVE = "give a file that docker save, podman save or skopeo copy has written"
 _ROOT_NAMES = frozenset({"bin", "dev", "etc", "lib", "proc", "root", "sbin", "usr", "var"})
@@ -104,7 +105,7 @@ def _told(image: FoundImage) -> FoundImage:
 def _refusal(archive: Archive, *, manifest: bool) -> BadArchive:
     where, listed = archive.where, archive.names
     path = shlex.quote(where)
-    as_root = _IMPORT.format("-" if where == "standard input" else path)
+    as_root = _IMPORT.format("-" if where == STDIN else path)
     top = {name.split("/", 1)[0] for name in listed}
     if manifest:
         return BadArchive(

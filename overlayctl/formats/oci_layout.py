@@ -15,6 +15,7 @@ from overlayctl import digest, oci
 from overlayctl.digest import Digest, ImageID
 from overlayctl.errors import BadArchive, DigestMismatch
 from overlayctl.formats import (
+    STDIN,
     FoundImage,
     FoundLayer,
     check_count,
@@ -320,7 +321,7 @@ def _here(archive: Archive) -> str:
     """What skopeo calls the layout."""
     if isinstance(archive, Directory):
         return shlex.quote(f"oci:{archive.where}")
-    return shlex.quote(f"oci-archive:{archive.where}")
+    return shlex.quote(f"oci-archive:{'FILE' if archive.where == STDIN else archive.where}")
 
 
 def _references(entry: _Descriptor) -> tuple[tuple[str, ...], tuple[str, ...]]:

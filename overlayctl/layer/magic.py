@@ -52,20 +52,25 @@ _MAGIC = (
 
 def foreign(head: bytes) -> Foreign | None:
     """What begins with ``head`` (HEAD bytes of it); None for a tar and for what is not known."""
-    if is_tar(head):
+    if _is_header(head[:_BLOCK]):
         return None
     return next((kind for at, magic, kind in _MAGIC if head[at:].startswith(magic)), None)
 
 
 def is_tar(head: bytes) -> bool:
     """Whether ``head`` begins a tar: a header with the right sum, or the zeros of its end."""
-    block = head[:_BLOCK]
-    if not block.strip(b"\0"):
+    if _is_header(head[:_BLOCK]):
         return True
+    # A filesystem leaves its first kilobyte to the boot loader.
+    return not head[:_BLOCK].strip(b"\0") and foreign(head) is None
+
+
+def _is_header(block: bytes) -> bool:
     if len(block) < _BLOCK:
         return False
     try:
         check_sum(block, block[148:156], 0)
     except BadTar:
         return False
-    return True
+    # A block of zeros has no sum either.
+    return block[148:156].strip(b" \0") != b""

@@ -124,6 +124,19 @@ def test_rmi_names_every_holder(run: Shell, demo: str, tmp_path: Path) -> None:
     assert told(run, "images") == told(run, "layer", "ls") == []
 
 
+def test_load_and_rmi_in_the_words_of_docker(run: Shell, tmp_path: Path) -> None:
+    """Without a name the id is told; what goes is told line by line, the names first."""
+    loaded = run("load", docker_archive(tmp_path / "a.tar", LAYERS, tags=()))
+    image = told(run, "images")[0]["Id"]
+    assert loaded.out == f"Loaded image ID: {image}\n"
+    loaded = run("load", docker_archive(tmp_path / "a.tar", LAYERS, tags=("demo:1",)))
+    assert loaded.out == "Loaded image: demo:1\n"
+    layers = [f"Deleted: {diff_id(layer)}" for layer in LAYERS]
+    untagged, first, *rest = run("rmi", "demo:1").out.splitlines()
+    assert (untagged, first) == ("Untagged: demo:1", f"Deleted: {image}")
+    assert sorted(rest) == sorted(layers)
+
+
 def test_an_image_with_two_tags_by_its_id(run: Shell, demo: str) -> None:
     run("tag", "demo", "other:1")
     refused = run("rmi", demo, ok=4)
