@@ -53,6 +53,19 @@ def test_bazel_images_share_their_layer(run: Shell, tmp_path: Path) -> None:
     assert len(json.loads(run("layer", "ls", "--json").out)) == 3
 
 
+@pytest.mark.parametrize("wanted", ["arm64", "linux/aarch64", "linux/arm64/v8"])
+def test_a_platform_has_several_spellings(wanted: str, run: Shell, tmp_path: Path) -> None:
+    conf = config(LAYER, arch="arm64")
+    listed = json.dumps([{"Config": "c", "RepoTags": ["demo:1"], "Layers": ["l"]}]).encode()
+    archive = tmp_path / "a.tar"
+    archive.write_bytes(
+        tar(entry("manifest.json", data=listed), entry("c", data=conf), entry("l", data=LAYER))
+    )
+    refused = run("load", archive, "--platform", "linux/arm64/v7", ok=3).err
+    assert "has no image for linux/arm64/v7: it has linux/arm64" in refused
+    assert run("load", archive, "--platform", wanted).out == "Loaded image: demo:1\n"
+
+
 # --- names ----------------------------------------------------------------------------------
 
 
