@@ -66,7 +66,13 @@ def read_images(archive: Archive, *, platform: Platform | None = None) -> list[F
     entries = docker_archive.entries(archive)
     layout = oci_layout.detect(archive)
     if entries:
-        found = docker_archive.read(archive, entries, platform=platform)
+        try:
+            found = docker_archive.read(archive, entries, platform=platform)
+        except BadArchive:
+            if layout:
+                # That may know more: docker and ctr leave out a layer that is its vendor's alone.
+                oci_layout.read(archive, platform=platform)
+            raise
         if layout:
             found = [
                 image._replace(manifest=oci_layout.manifest_of(archive, image)) for image in found

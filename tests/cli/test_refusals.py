@@ -70,7 +70,7 @@ def vendor(tmp_path: Path) -> Iterator[str]:
     (place / "layer.tar").write_bytes(LAYER)
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(place))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}/layer.tar"
         server.shutdown()
@@ -104,6 +104,31 @@ def test_a_foreign_layer_of_a_tar_that_names_no_server(run: Shell, tmp_path: Pat
     assert "it is a foreign layer" in message
     place = f"LAYOUT/blobs/sha256/{hashlib.sha256(LAYER).hexdigest()}"
     assert hint == f"unpack it to LAYOUT/; put it at {place}; overlayctl load LAYOUT"
+
+
+def test_a_foreign_layer_that_docker_left_out(run: Shell, tmp_path: Path) -> None:
+    """Since docker 25 an archive is a layout, too, and only that tells why the layer is missing."""
+    url = "https://example.com/a layer"
+    kind = DOCKER + "image.rootfs.foreign.diff.tar.gzip"
+    path = one_layer(tmp_path, LAYER, kind, there=False, urls=[url])
+    blobs = "blobs/sha256/"
+    names = [blobs + diff_id(data).removeprefix("sha256:") for data in (config(LAYER), LAYER)]
+    entries = [{"Config": names[0], "RepoTags": ["demo:1"], "Layers": names[1:]}]
+    (path / "manifest.json").write_text(json.dumps(entries))
+    message, hint = refused(run, "load", path)
+    assert "it is a foreign layer" in message
+    assert hint.startswith(f"curl -Lo {path}/{names[1]} '{url}'; ")
+    (path / names[1]).write_bytes(LAYER)
+    assert run("load", path).out == "Loaded image: demo:1\n"
+
+
+def test_a_refusal_is_safe_on_a_terminal(run: Shell, tmp_path: Path) -> None:
+    """What an archive says in a refusal, its hint included, is safe to look at."""
+    urls = ["https://example.com/\x1b[31m\u202e'; reboot #"]
+    kind = OCI + "layer.nondistributable.v1.tar"
+    told = run("load", one_layer(tmp_path, LAYER, kind, there=False, urls=urls), ok=1).err
+    assert "reboot" in told
+    assert not {"\x1b", "\u202e"} & set(told)
 
 
 @pytest.mark.parametrize(
