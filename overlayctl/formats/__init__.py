@@ -134,7 +134,13 @@ def _refusal(archive: Archive, *, manifest: bool) -> BadArchive:
         hint = "an OCI layout has oci-layout, index.json and blobs/"
         if len(top & _ROOT_NAMES) > 2:
             hint = f"a root file system is imported: tar -C {path} -c . | overlayctl import - NAME"
-        return BadArchive(f"the directory {where} is no OCI layout", hint=hint)
+        return BadArchive(f"the directory {where} is no OCI layout: {_holds(top)}", hint=hint)
+    if not listed:
+        return BadArchive(
+            f"{where} is no image: it is an empty tar, or begins with zeros as a disk image does",
+            hint=f"a disk's files: mount -o ro,loop {path} DIR && "
+            f"tar -C DIR -c . | {_IMPORT.format('-')}",
+        )
     if len(top) == 1 and (below := next(iter(top))) + "/oci-layout" in listed:
         return BadArchive(
             f"{where} has its layout one directory down, in {below}",
@@ -147,9 +153,17 @@ def _refusal(archive: Archive, *, manifest: bool) -> BadArchive:
             hint=as_root,
         )
     return BadArchive(
-        f"{where} is a tar but no image: it has neither manifest.json nor index.json",
+        f"{where} is a tar but no image: it has neither manifest.json nor index.json, "
+        f"{_holds(top)}",
         hint=f"{_SAVE}; if it is the content of one layer: {as_root}",
     )
+
+
+def _holds(names: set[str]) -> str:
+    """A few of the names, as they may be shown."""
+    shown = [f"{name[:40]!r}" for name in sorted(names)[:4]]
+    more = ["..."] if len(names) > len(shown) else []
+    return f"it holds {', '.join(shown + more) or 'nothing'}"
 
 
 def parsed(data: bytes, what: str) -> Any:

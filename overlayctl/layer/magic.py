@@ -41,6 +41,12 @@ _MAGIC = (
     (1080, b"\x53\xef", Foreign("an ext4 image", _MOUNTED)),
     (0, b"PK\x03\x04", Foreign("a zip archive", "bsdtar -cf LAYER.tar @LAYER")),
     (0, b"7z\xbc\xaf\x27\x1c", Foreign("a 7z archive", "bsdtar -cf LAYER.tar @LAYER")),
+    (
+        0,
+        b"!<arch>\ndebian-binary",
+        Foreign("a Debian package", "dpkg-deb --fsys-tarfile LAYER > LAYER.tar"),
+    ),
+    (0, b"\xed\xab\xee\xdb", Foreign("an RPM package", "bsdtar -cf LAYER.tar @LAYER")),
     (0, b"070701", Foreign("a cpio archive", "bsdtar -cf LAYER.tar @LAYER")),
     (0, b"QFI\xfb", Foreign("a qcow2 disk image", "")),
     (0, b"\x7fELF", Foreign("a program", "")),
@@ -48,13 +54,15 @@ _MAGIC = (
     (0, b"{", Foreign("a JSON text", "")),
     (0, b"<", Foreign("an HTML or XML text", "")),
 )  # fmt: skip
+_TEXT = Foreign("a text", "")
 
 
 def foreign(head: bytes) -> Foreign | None:
     """What begins with ``head`` (HEAD bytes of it); None for a tar and for what is not known."""
     if _is_header(head[:_BLOCK]):
         return None
-    return next((kind for at, magic, kind in _MAGIC if head[at:].startswith(magic)), None)
+    known = next((kind for at, magic, kind in _MAGIC if head[at:].startswith(magic)), None)
+    return known or (_TEXT if _is_text(head) else None)
 
 
 def is_tar(head: bytes) -> bool:
@@ -74,3 +82,10 @@ def _is_header(block: bytes) -> bool:
         return False
     # A block of zeros has no sum either.
     return block[148:156].strip(b" \0") != b""
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether ``head``, which may end inside a character, holds lines of UTF-8 and nothing else."""
+    text = head.decode("utf-8", "ignore")
+    whole = len(head) - len(text.encode()) < 4
+    return whole and text != "" and all(c.isprintable() or c in "\n\r\t\f" for c in text)

@@ -9,7 +9,7 @@ import os
 import shlex
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -196,6 +196,8 @@ def lz4(data: bytes) -> bytes:
         ("ext4", "layer.v1.tar", "an ext4 image", "mount -o ro,loop"),
         ("zip", "layer.v1.tar", "a zip archive", "bsdtar"),
         ("json", "layer.v1.tar", "a JSON text", "a layer is a tar"),
+        ("text", "layer.v1.tar", "a text", "a layer is a tar"),
+        ("deb", "layer.v1.tar", "a Debian package", "dpkg-deb --fsys-tarfile"),
     ],
 )
 def test_a_layer_that_is_no_tar(
@@ -208,9 +210,12 @@ def test_a_layer_that_is_no_tar(
     }
     starts = {
         "lzip": b"LZIP\1\x14", "compress": b"\x1f\x9d\x90", "squashfs": b"hsqs",
-        "zip": b"PK\x03\x04", "json": b'{"a": 1}',
+        "zip": b"PK\x03\x04", "json": b'{"a": 1}', "deb": b"!<arch>\ndebian-binary   ",
     }  # fmt: skip
-    blob = made[name]() if name in made else starts[name] + os.urandom(3000)
+    if name == "text":
+        blob = "FROM debian\n# d\u00e9j\u00e0 vu\n".encode() * 100
+    else:
+        blob = made[name]() if name in made else starts[name] + os.urandom(3000)
     (tmp_path / "plain").write_bytes(blob)
     for arguments in (
         ("load", one_layer(tmp_path, blob, OCI + kind)),
@@ -352,6 +357,34 @@ def test_a_directory_of_skopeo(run: Shell, tmp_path: Path) -> None:
     target = target.replace("FILE", str(tmp_path / "b.tar")).replace("NAME", "demo:2")
     skopeo_copy(source, target)
     assert run("load", tmp_path / "b.tar").out == "Loaded image: demo:2\n"
+
+
+@pytest.mark.parametrize(
+    ("names", "words", "hint"),
+    [
+        ((), "is no OCI layout: it holds nothing", "an OCI layout has oci-layout"),
+        (("b", "a\udcff", "c", "d", "e"), "holds 'a\\udcff', 'b', 'c', 'd', ...", "an OCI layout"),
+        (("bin", "etc", "usr"), "holds 'bin', 'etc', 'usr'", "| overlayctl import - NAME"),
+    ],
+)
+def test_a_directory_that_is_no_layout(
+    names: tuple[str, ...], words: str, hint: str, run: Shell, tmp_path: Path
+) -> None:
+    place = tmp_path / "given"
+    place.mkdir()
+    for name in names:
+        (place / name).mkdir()
+    message, told = refused(run, "load", place)
+    assert words in message
+    assert hint in told
+
+
+@pytest.mark.parametrize("make", [erofs, ext4, lambda _: tar()])
+def test_zeros_are_no_image(make: Callable[[Path], bytes], run: Shell, tmp_path: Path) -> None:
+    (tmp_path / "given").write_bytes(make(tmp_path))
+    message, hint = refused(run, "load", tmp_path / "given")
+    assert "it is an empty tar, or begins with zeros as a disk image does" in message
+    assert f"mount -o ro,loop {tmp_path}/given DIR && tar -C DIR -c . | overlayctl import -" in hint
 
 
 def test_a_layout_one_directory_down(run: Shell, tmp_path: Path) -> None:
