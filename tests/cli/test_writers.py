@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from tests.archives import config, descriptor, diff_id, docker_archive, index, layout, manifest
 from tests.cli.conftest import Shell
-from tests.layer.tars import entry, tar
+from tests.layer.tars import directory, entry, tar
 from tests.oracles.layers import differences
 from tests.writers import WRITERS, Written
 
@@ -64,6 +65,46 @@ def test_a_platform_has_several_spellings(wanted: str, run: Shell, tmp_path: Pat
     refused = run("load", archive, "--platform", "linux/arm64/v7", ok=3).err
     assert "has no image for linux/arm64/v7: it has linux/arm64" in refused
     assert run("load", archive, "--platform", wanted).out == "Loaded image: demo:1\n"
+
+
+def test_a_tar_that_begins_like_something_else(run: Shell, tmp_path: Path) -> None:
+    layers = [tar(entry(name, data=b"1")) for name in ("hsqs", "LZIP", "{}", "PK\x03\x04")]
+    run("load", docker_archive(tmp_path / "a.tar", layers))
+
+
+@pytest.mark.parametrize(
+    ("system", "arch", "note"),
+    [
+        ("linux", "s390x", ""),
+        ("linux", "wasm", ""),
+        ("windows", "amd64", "note: the image is for windows: its files can be looked at here"),
+    ],
+)
+def test_images_for_other_machines(
+    system: str, arch: str, note: str, run: Shell, tmp_path: Path
+) -> None:
+    layer = tar(
+        directory("Files"),
+        entry("Files/a.dll", data=b"1", pax={"MSWINDOWS.fileattr": "32"}),
+        directory("Hives"),
+        entry("Files/.wh.b.dll"),
+    )
+    conf = config(layer, arch=arch, system=system)
+    body = manifest(conf, layer)
+    run(
+        "load",
+        layout(tmp_path / "layout", index(descriptor(body, "")), body, conf, layer),
+        "-t",
+        "w",
+    )
+    told = run("load", tmp_path / "layout").err
+    assert told.startswith(note) if note else told == ""
+    (image,) = json.loads(run("image", "inspect", "w").out)
+    assert (image["Os"], image["Architecture"]) == (system, arch)
+    assert sorted(os.listdir(run.path("layer", "path", "w:1") / "Files")) == ["a.dll", "b.dll"]
+    assert run("layer", "cat", "w:1", "Files/a.dll").out == "1"
+    run("layer", "verify", "w:1")
+    run("system", "check", "--deep")
 
 
 # --- names ----------------------------------------------------------------------------------
