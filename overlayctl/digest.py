@@ -22,12 +22,20 @@ ImageID = NewType("ImageID", str)
 """Digest of an image's config."""
 
 _SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
+_OTHER = re.compile(r"(sha384|sha512|blake3):[0-9a-f]{64,}")
 
 
 def parse(text: object) -> Digest:
     """``text`` as a digest. Raises BadArchive for anything but lower-case sha256."""
     if isinstance(text, str) and _SHA256.fullmatch(text):
         return Digest(text)
+    other = _OTHER.fullmatch(text) if isinstance(text, str) else None
+    if other:
+        raise BadArchive(
+            f"{text} is a {other[1]} digest, only sha256 ones are supported",
+            hint="have the image written with sha256 digests; its layers alone can be imported: "
+            "overlayctl import LAYER.tar... NAME:TAG",
+        )
     raise BadArchive(
         f"not a sha256 digest: {str(text)[:100]!r}", hint="only sha256 digests are supported"
     )

@@ -1,17 +1,20 @@
-"""Docker archives for tests, from the bytes of their layers."""
+"""Docker archives and OCI layouts for tests, from the bytes of their layers."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import subprocess
 from pathlib import Path
+from typing import Any
 
 from overlayctl.digest import Digest
 from overlayctl.layer.compression import Source, chunks
 from overlayctl.layer.format import PAGE
 from overlayctl.layer.stream import Candidate
 from tests.layer.tars import entry, tar
+from tests.rootmount import require
 
 
 def diff_id(layer: bytes) -> str:
@@ -24,6 +27,11 @@ def content(source: Source | Candidate, blob: Digest | None = None) -> bytes:
         return b"".join(map(bytes, chunks(source, hashed=blob)))
     size = source.received(blob).size
     return os.pread(source.take()[0], size, PAGE)
+
+
+def zstd(data: bytes) -> bytes:
+    require("zstd")
+    return subprocess.run(["zstd", "-qc"], input=data, capture_output=True, check=True).stdout
 
 
 def docker_archive(
@@ -54,3 +62,43 @@ def docker_archive(
         )
     )
     return path
+
+
+OCI = "application/vnd.oci.image."
+
+
+def config(*layers: bytes, arch: str = "amd64", system: str = "linux") -> bytes:
+    """The config of an image of these (uncompressed) layers."""
+    rootfs = {"type": "layers", "diff_ids": [diff_id(layer) for layer in layers]}
+    return json.dumps({"os": system, "architecture": arch, "rootfs": rootfs}).encode()
+
+
+def descriptor(data: bytes, media_type: str, **fields: object) -> dict[str, Any]:
+    return {"mediaType": media_type, "digest": diff_id(data), "size": len(data), **fields}
+
+
+def manifest(conf: bytes, *layers: bytes, kind: str = OCI + "layer.v1.tar", **fields: Any) -> bytes:
+    """A manifest of these blobs, all of one media type; ``fields`` are more, or others."""
+    return json.dumps(
+        {
+            "schemaVersion": 2,
+            "config": descriptor(conf, OCI + "config.v1+json"),
+            "layers": [descriptor(layer, kind) for layer in layers],
+            **fields,
+        }
+    ).encode()
+
+
+def index(*manifests: dict[str, Any]) -> dict[str, Any]:
+    return {"schemaVersion": 2, "manifests": list(manifests)}
+
+
+def layout(root: Path, index: object, *blobs: bytes) -> Path:
+    """A layout in the new directory ``root``."""
+    place = root / "blobs" / "sha256"
+    place.mkdir(parents=True)
+    for blob in blobs:
+        (place / hashlib.sha256(blob).hexdigest()).write_bytes(blob)
+    (root / "index.json").write_text(json.dumps(index))
+    (root / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    return root

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
+import shlex
 import subprocess
 import sys
 import tarfile
@@ -19,23 +19,13 @@ from pathlib import Path
 import pytest
 
 from overlayctl.engine import Engine
+from overlayctl.errors import BadArchive
 from overlayctl.layer.index import Index
-from tests.oracles import debian, fsck, gnutar, merged, peers, trees
+from overlayctl.names import familiar
+from tests.images_of_others import IMPORT, LOADABLE, REFUSED
+from tests.oracles import debian, fsck, layers, merged, peers, trees
 from tests.rootmount import require
 
-IMAGES = [
-    "dive/test-docker-image.tar",
-    "dive/test-kaniko-image.tar",
-    "dive/test-oci-gzip-image.tar",
-    "fanal/alpine-310.tar.gz",
-    "misc/busybox-2018.tar",
-    "built/buildah-toy3-docker-archive.tar",
-    "built/buildah-toy3-oci-archive.tar",
-    "built/umoci-oci1.tar",
-]
-# Layers do not carry what overlayfs itself needs on whiteout-holding directories.
-_OWN = (b"trusted.overlay.origin",)
-_INHERITED: tuple[trees.Field, ...] = ("mode", "uid", "gid", "xattrs")
 _TIME: tuple[trees.Field, ...] = ("mtime_ns",)
 
 
@@ -75,9 +65,13 @@ def debian_image(kept: Path) -> debian.DebianImage:
     return found
 
 
-def _load(store: Engine, path: Path) -> str:
+def _load_all(store: Engine, path: Path) -> list[str]:
     loaded = store.load(str(path), tag=None, platform=None, progress=Silent())
-    return loaded[0].image_id
+    return [one.image_id for one in loaded]
+
+
+def _load(store: Engine, path: Path) -> str:
+    return _load_all(store, path)[0]
 
 
 def _compare_layers(store: Engine, image: str, tmp_path: Path) -> None:
@@ -90,19 +84,8 @@ def _compare_layers(store: Engine, image: str, tmp_path: Path) -> None:
             file.seek(4096)
             out.write(file.read(size))
         assert "sha256:" + hashlib.sha256(tar.read_bytes()).hexdigest() == layer["DiffID"]
-        expected = tmp_path / f"expected-{number}"
-        applied = gnutar.apply_layer(tar, expected)
+        assert layers.differences(tar, layer["DiffPath"]) == [], f"layer {number + 1}"
         tar.unlink()
-        # What an implied directory takes from below is not in the tar: the merged
-        # view proves it.
-        below = dict.fromkeys(applied.implied, _INHERITED)
-        problems = trees.differences(
-            trees.snapshot(expected, ignore=_OWN),
-            trees.snapshot(layer["DiffPath"], ignore=_OWN),
-            ignore_fields_of=below,
-        )
-        assert problems == [], f"layer {number + 1}"
-        shutil.rmtree(expected)
 
 
 def _compare_merged(store: Engine, image: str, archive: Path, tmp_path: Path) -> None:
@@ -111,25 +94,46 @@ def _compare_merged(store: Engine, image: str, archive: Path, tmp_path: Path) ->
     # umoci gives the root the time of the topmost entry that it wrote there.
     problems = trees.differences(
         trees.snapshot(expected),
-        trees.snapshot(view, ignore=_OWN),
+        trees.snapshot(view, ignore=layers.OWN),
         ignore_fields_of={b"": _TIME},
     )
     assert problems == []
 
 
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("name", LOADABLE)
 def test_images_of_other_tools(store: Engine, images: Path, name: str, tmp_path: Path) -> None:
     require("bsdtar")
-    _compare_layers(store, _load(store, images / name), tmp_path)
+    expected = LOADABLE[name]
+    found = [store.inspect_image(image) for image in _load_all(store, images / name)]
+    assert tuple(len(image["Layers"]) for image in found) == expected.layers
+    tags = {tag for image in found for tag in image["RepoTags"]}
+    assert tags == set(map(familiar, expected.references))
+    for image in found:
+        assert f"{image['Os']}/{image['Architecture']}" == expected.platform
+        _compare_layers(store, image["Id"], tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name, line in REFUSED.items() if IMPORT in line.hint])
+def test_what_is_no_image_is_imported_as_the_message_says(
+    store: Engine, images: Path, name: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadArchive) as refused:
+        _load(store, images / name)
+    assert store.images() == []
+    line = refused.value.hint.partition(IMPORT)[2]
+    *paths, reference = shlex.split(line.replace("NAME", "flat:1"))
+    made = store.import_layers(paths, reference=reference, progress=Silent())
+    assert store.inspect_image("flat:1")["Id"] == made.image_id
+    _compare_layers(store, made.image_id, tmp_path)
 
 
 def test_kaniko_directories_look_like_those_below(store: Engine, images: Path) -> None:
     """Kaniko's layers name no parents: those take mode and owner from the layers below."""
     image = _load(store, images / "dive/test-kaniko-image.tar")
-    layers = store.inspect_image(image)["Layers"]
-    root = Path(layers[0]["DiffPath"])
+    bottom, *above = store.inspect_image(image)["Layers"]
+    root = Path(bottom["DiffPath"])
     seen = 0
-    for layer in layers[1:]:
+    for layer in above:
         for path in Path(layer["DiffPath"]).rglob("*"):
             lower = root / path.relative_to(layer["DiffPath"])
             if path.is_dir() and lower.is_dir():
@@ -164,11 +168,11 @@ def test_fsck_erofs_accepts_every_layer(
     store: Engine, images: Path, debian_image: debian.DebianImage, kept: Path
 ) -> None:
     check = fsck.Fsck(kept)
-    for path in (debian_image.docker_archive, *(images / name for name in IMAGES)):
-        image = _load(store, path)
-        for layer in store.inspect_image(image)["Layers"]:
-            result = check(Path(layer["File"]))
-            assert result.returncode == 0, result.stdout + result.stderr
+    for path in (debian_image.docker_archive, *(images / name for name in LOADABLE)):
+        for image in _load_all(store, path):
+            for layer in store.inspect_image(image)["Layers"]:
+                result = check(Path(layer["File"]))
+                assert result.returncode == 0, result.stdout + result.stderr
 
 
 def test_durable_load_takes_less_than_half_of_dockers(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overlayctl import digest, names
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FoundImage", "FoundLayer", "read_images"]
 
+STDIN = "standard input"
 _IMPORT = "overlayctl import {} NAME"
 _SAVE = "give a file that docker save, podman save or skopeo copy has written"
 _ROOT_NAMES = frozenset({"bin", "dev", "etc", "lib", "proc", "root", "sbin", "usr", "var"})
@@ -66,15 +68,22 @@ def read_images(archive: Archive, *, platform: Platform | None = None) -> list[F
     entries = docker_archive.entries(archive)
     layout = oci_layout.detect(archive)
     if entries:
-        found = docker_archive.read(archive, entries, platform=platform)
+        try:
+            found = docker_archive.read(archive, entries, platform=platform)
+        except BadArchive:
+            if layout:
+                # That may know more: docker and ctr leave out a layer that is its vendor's alone.
+                oci_layout.read(archive, platform=platform)
+            raise
         if layout:
             found = [
                 image._replace(manifest=oci_layout.manifest_of(archive, image)) for image in found
             ]
-        return _merged(found)
-    if layout:
-        return _merged(oci_layout.read(archive, platform=platform))
-    raise _refusal(archive, manifest=entries is not None)
+    elif layout:
+        found = oci_layout.read(archive, platform=platform)
+    else:
+        raise _refusal(archive, manifest=entries is not None)
+    return [_told(image) for image in _merged(found)]
 
 
 def _merged(found: list[FoundImage]) -> list[FoundImage]:
@@ -92,14 +101,24 @@ def _merged(found: list[FoundImage]) -> list[FoundImage]:
     return list(images.values())
 
 
+def _told(image: FoundImage) -> FoundImage:
+    """The image with a note where nothing in it is for this kernel."""
+    system = image.platform.os
+    if system in ("", "linux"):
+        return image
+    note = f"the image is for {system}: its files can be looked at here, its programs not be run"
+    return image._replace(notes=(*image.notes, note))
+
+
 def _refusal(archive: Archive, *, manifest: bool) -> BadArchive:
     where, listed = archive.where, archive.names
-    as_root = _IMPORT.format("-" if where == "standard input" else where)
+    path = shlex.quote(where)
+    as_root = _IMPORT.format("-" if where == STDIN else path)
     top = {name.split("/", 1)[0] for name in listed}
     if manifest:
         return BadArchive(
             f"{where} is a docker archive that names no image: its manifest.json is null or empty",
-            hint="save the image again",
+            hint="save the image again, by its name: docker save -o FILE NAME",
         )
     if "repositories" in listed and any(name.endswith("/layer.tar") for name in listed):
         return BadArchive(
@@ -109,10 +128,22 @@ def _refusal(archive: Archive, *, manifest: bool) -> BadArchive:
     from overlayctl.layer.archive import Directory
 
     if isinstance(archive, Directory):
+        if {"manifest.json", "version"} <= listed:
+            return BadArchive(
+                f"the directory {where} is one of skopeo's (dir:), no OCI layout",
+                hint=f"skopeo copy {shlex.quote('dir:' + where)} oci-archive:FILE:NAME",
+            )
         hint = "an OCI layout has oci-layout, index.json and blobs/"
         if len(top & _ROOT_NAMES) > 2:
-            hint = f"a root file system is imported: tar -C {where} -c . | overlayctl import - NAME"
-        return BadArchive(f"the directory {where} is no OCI layout", hint=hint)
+            hint = f"a root file system is imported: tar -C {path} -c . | overlayctl import - NAME"
+        return BadArchive(f"the directory {where} is no OCI layout: {_holds(top)}", hint=hint)
+    if not listed:
+        return BadArchive(f"{where} is no image: it is an empty tar", hint=_SAVE)
+    if len(top) == 1 and (below := next(iter(top))) + "/oci-layout" in listed:
+        return BadArchive(
+            f"{where} has its layout one directory down, in {below}",
+            hint=f"tar -xf {path}; overlayctl load {shlex.quote(below)}",
+        )
     if len(top & _ROOT_NAMES) > 2 or ".dockerenv" in top:
         return BadArchive(
             f"{where} is no image: it looks like the root file system of a container "
@@ -120,9 +151,17 @@ def _refusal(archive: Archive, *, manifest: bool) -> BadArchive:
             hint=as_root,
         )
     return BadArchive(
-        f"{where} is a tar but no image: it has neither manifest.json nor index.json",
+        f"{where} is a tar but no image: it has neither manifest.json nor index.json, "
+        f"{_holds(top)}",
         hint=f"{_SAVE}; if it is the content of one layer: {as_root}",
     )
+
+
+def _holds(names: set[str]) -> str:
+    """A few of the names, as they may be shown."""
+    shown = [f"{name[:40]!r}" for name in sorted(names)[:4]]
+    more = ["..."] if len(names) > len(shown) else []
+    return f"it holds {', '.join(shown + more) or 'nothing'}"
 
 
 def parsed(data: bytes, what: str) -> Any:

@@ -55,26 +55,14 @@ def read(
     found = [_image(archive, entry, number) for number, entry in enumerate(listed)]
     if platform is None:
         return found
-    fitting = [image for image in found if _fits(image.platform, platform)]
+    fitting = [image for image in found if image.platform.fits(platform)]
     if not fitting:
-        there = ", ".join(sorted({_words(image.platform) for image in found}))
+        there = ", ".join(sorted({str(image.platform) for image in found}))
         raise NotFound(
-            f"{archive.where} has no image for {_words(platform)}: it has {there}",
+            f"{archive.where} has no image for {platform}: it has {there}",
             hint=f"--platform {there.split(', ', 1)[0]}",
         )
     return fitting
-
-
-def _fits(has: Platform, wanted: Platform) -> bool:
-    return (
-        has.os == wanted.os
-        and has.architecture == wanted.architecture
-        and wanted.variant in ("", has.variant)
-    )
-
-
-def _words(platform: Platform) -> str:
-    return "/".join(filter(None, platform))
 
 
 def _image(archive: Archive, entry: Any, number: int) -> FoundImage:

@@ -7,12 +7,15 @@ field are often those of something else.
 
 from __future__ import annotations
 
+import re
+import shlex
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overlayctl import digest, oci
 from overlayctl.digest import Digest, ImageID
 from overlayctl.errors import BadArchive, DigestMismatch
 from overlayctl.formats import (
+    STDIN,
     FoundImage,
     FoundLayer,
     check_count,
@@ -21,12 +24,15 @@ from overlayctl.formats import (
     platform_of,
     stored_reference,
 )
+from overlayctl.formats.artifacts import ATTESTATION, Artifact, artifact
+from overlayctl.layer import compression, magic
+from overlayctl.layer.archive import Directory
+from overlayctl.layer.compression import Source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from overlayctl.layer.archive import Archive
-    from overlayctl.layer.compression import Source
     from overlayctl.layer.stream import Candidate
     from overlayctl.oci import Platform
 
@@ -37,9 +43,11 @@ _MANIFESTS = 10_000
 _REF_NAME = "org.opencontainers.image.ref.name"
 _CONTAINERD_NAME = "io.containerd.image.name"
 _ATTESTS = "vnd.docker.reference.type"
-_CONFIGS = (
-    "application/vnd.oci.image.config.v1+json",
-    "application/vnd.docker.container.image.v1+json",
+_ENCRYPTED = ("+encrypted", "+enc")
+_TAR = re.compile(r"\.tar(\.gzip|\.zstd)?(\+(gzip|zstd))?$")
+_ALONE = (
+    "have it written as a tar, plain or in gzip or zstd; tars alone make an image, too: "
+    "overlayctl import LAYER.tar... NAME:TAG"
 )
 _AGAIN = "the layout is incomplete or damaged: save or copy the image again"
 
@@ -50,10 +58,18 @@ class _Descriptor(NamedTuple):
     media_type: str
     annotations: dict[str, str]
     platform: Platform | None
+    urls: tuple[str, ...]
 
     @property
     def path(self) -> str:
         return "blobs/sha256/" + digest.hex_of(self.digest)
+
+
+class _Aside(NamedTuple):
+    """What lies behind descriptors and is no image that could be loaded."""
+
+    passed: list[tuple[str, Artifact]]
+    missing: list[str]
 
 
 class _Candidate(NamedTuple):
@@ -88,12 +104,12 @@ def read(archive: Archive, *, platform: Platform | None = None) -> list[FoundIma
     """
     top = _listed(parsed_object(archive.read(_INDEX), _INDEX), _INDEX)
     found: list[FoundImage] = []
-    passed: list[str] = []
+    passed: list[tuple[str, Artifact]] = []
     for group in _groups(top):
-        candidates = []
+        candidates: list[_Candidate] = []
         missing: list[str] = []
         for descriptor in group:
-            candidates += list(_candidates(archive, descriptor, 0, passed, missing))
+            candidates += _candidates(archive, descriptor, 0, _Aside(passed, missing))
         if candidates:
             found.append(_image(archive, _choose(archive, candidates, platform), group[0]))
         elif missing:
@@ -103,10 +119,8 @@ def read(archive: Archive, *, platform: Platform | None = None) -> list[FoundIma
     if found:
         return found
     if passed:
-        raise BadArchive(
-            f"{archive.where} holds no image: {passed[0]}",
-            hint="overlayctl loads container images; other artifacts belong to their own tools",
-        )
+        what, kind = passed[0]
+        raise BadArchive(f"{archive.where} holds no image: {what} {kind.words}", hint=kind.hint)
     raise BadArchive(
         f"{archive.where} is an OCI layout that names no image: its {_INDEX} is empty",
         hint="save the image again, by its name",
@@ -118,7 +132,7 @@ def manifest_of(archive: Archive, image: FoundImage) -> bytes | None:
     try:
         top = _listed(parsed_object(archive.read(_INDEX), _INDEX), _INDEX)
         for descriptor in top:
-            for candidate in _candidates(archive, descriptor, 0, [], []):
+            for candidate in _candidates(archive, descriptor, 0, _Aside([], [])):
                 if candidate.fields["config"].get("digest") == image.image_id:
                     return candidate.body
     except (BadArchive, DigestMismatch):
@@ -142,13 +156,14 @@ def _descriptor(value: object, what: str) -> _Descriptor:
     size = value.get("size")
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise BadArchive(f"{what} holds a descriptor without a size", hint=_AGAIN)
-    notes = value.get("annotations")
+    notes, urls = value.get("annotations"), value.get("urls")
     return _Descriptor(
         digest.parse(value.get("digest")),
         size,
         str(value.get("mediaType") or ""),
         {str(k): str(v) for k, v in notes.items()} if isinstance(notes, dict) else {},
         platform_of(value["platform"]) if isinstance(value.get("platform"), dict) else None,
+        tuple(map(str, urls)) if isinstance(urls, list) else (),
     )
 
 
@@ -186,40 +201,30 @@ def _blob(archive: Archive, descriptor: _Descriptor, what: str) -> bytes:
 
 
 def _candidates(
-    archive: Archive, descriptor: _Descriptor, depth: int, passed: list[str], missing: list[str]
+    archive: Archive, descriptor: _Descriptor, depth: int, aside: _Aside
 ) -> Iterator[_Candidate]:
-    """The image manifests behind ``descriptor``; ``passed`` and ``missing`` take the rest."""
+    """The image manifests behind ``descriptor``; ``aside`` takes the rest."""
     what = f"the manifest {descriptor.digest}"
     if depth > _DEPTH:
         raise BadArchive(f"the indexes of {archive.where} are nested more than {_DEPTH} deep")
     if _ATTESTS in descriptor.annotations:
-        passed.append(f"{what} is an attestation about an image")
+        aside.passed.append((what, ATTESTATION))
         return
     if not archive.exists(descriptor.path):
         # A saved image for several platforms often has the blobs of one only.
-        missing.append(what)
+        aside.missing.append(what)
         return
     body = _blob(archive, descriptor, what)
     fields = parsed_object(body, what)
     if "manifests" in fields:
         for inner in _listed(fields, f"the index {descriptor.digest}"):
-            yield from _candidates(archive, inner, depth + 1, passed, missing)
+            yield from _candidates(archive, inner, depth + 1, aside)
         return
-    config, layers = fields.get("config"), fields.get("layers")
-    if not isinstance(config, dict) or not isinstance(layers, list | None):
-        passed.append(f"{what} is no image manifest ({_kind(descriptor, fields)})")
-        return
-    kind = config.get("mediaType")
-    if fields.get("artifactType") or (kind and kind not in _CONFIGS):
-        passed.append(f"{what} is an artifact ({fields.get('artifactType') or kind})")
+    kind = artifact(fields, descriptor.media_type)
+    if kind:
+        aside.passed.append((what, kind))
         return
     yield _Candidate(descriptor, body, fields)
-
-
-def _kind(descriptor: _Descriptor, fields: dict[str, Any]) -> str:
-    if fields.get("schemaVersion") == 1:
-        return "docker's schema 1, which no tool writes any more"
-    return str(fields.get("mediaType") or descriptor.media_type or "of an unknown type")
 
 
 def _choose(archive: Archive, candidates: list[_Candidate], wanted: Platform | None) -> _Candidate:
@@ -266,25 +271,59 @@ def _image(archive: Archive, candidate: _Candidate, entry: _Descriptor) -> Found
 
 
 def _layer(archive: Archive, blob: _Descriptor) -> Source | Candidate:
-    if blob.media_type.endswith("+encrypted"):
+    if blob.media_type.endswith(_ENCRYPTED):
         raise BadArchive(
             f"the layer {blob.digest} is encrypted",
-            hint="decrypt the image first: skopeo copy --decryption-key KEY SOURCE TARGET",
+            hint=f"decrypt the image: skopeo copy --decryption-key KEY {_here(archive)} oci:DIR",
         )
     if not archive.exists(blob.path):
-        foreign = any(word in blob.media_type for word in ("nondistributable", "foreign"))
-        raise BadArchive(
-            f"the layer {blob.digest} is not in {archive.where}"
-            + (": it is a foreign layer, kept at its vendor's" if foreign else ""),
-            hint=_AGAIN,
-        )
+        raise _absent(archive, blob)
     source = archive.source(blob.path)
     if source.size != blob.size:
         raise BadArchive(
             f"the layer {blob.digest} has {source.size} bytes, its descriptor says {blob.size}",
             hint=_AGAIN,
         )
+    if isinstance(source, Source) and not _TAR.search(blob.media_type):
+        # Media types are wrong often enough: the content decides where it can be told.
+        start = compression.head(source, magic.HEAD)
+        known = compression.codec(start) != "none" or magic.foreign(start)
+        if not known and not magic.is_tar(start):
+            raise BadArchive(
+                f"the layer {blob.digest} is no tar, its media type is {blob.media_type!r}",
+                hint=_ALONE,
+            )
     return source
+
+
+def _absent(archive: Archive, blob: _Descriptor) -> BadArchive:
+    """The refusal of a layer whose blob is not there; a foreign one comes from its vendor."""
+    what = f"the layer {blob.digest} is not in {archive.where}"
+    if not any(word in blob.media_type for word in ("nondistributable", "foreign")):
+        return BadArchive(what, hint=_AGAIN)
+    unpacked = _unpacked(archive)
+    place = shlex.quote(f"{unpacked}/{blob.path}")
+    url = next((url for url in blob.urls if url.startswith(("https://", "http://"))), None)
+    steps = [
+        *([] if unpacked == archive.where else [f"unpack it to {unpacked}/"]),
+        f"curl -Lo {place} {shlex.quote(url)}" if url else f"put it at {place}",
+        f"overlayctl load {shlex.quote(unpacked)}",
+    ]
+    return BadArchive(
+        f"{what}: it is a foreign layer, which only its vendor hands out", hint="; ".join(steps)
+    )
+
+
+def _unpacked(archive: Archive) -> str:
+    """The directory of a layout, or a name for the one that its tar has to be unpacked to."""
+    return archive.where if isinstance(archive, Directory) else "LAYOUT"
+
+
+def _here(archive: Archive) -> str:
+    """What skopeo calls the layout."""
+    if isinstance(archive, Directory):
+        return shlex.quote(f"oci:{archive.where}")
+    return shlex.quote(f"oci-archive:{'FILE' if archive.where == STDIN else archive.where}")
 
 
 def _references(entry: _Descriptor) -> tuple[tuple[str, ...], tuple[str, ...]]:

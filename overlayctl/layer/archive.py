@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import stat
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -18,11 +19,11 @@ from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from overlayctl.errors import BadArchive, BadTar, HostCannot, LimitExceeded
-from overlayctl.layer import compression
+from overlayctl.layer import compression, magic
 from overlayctl.layer.compression import Expansion, Source, chunks, codec, head
 from overlayctl.layer.input import Closing, open_file, what
 from overlayctl.layer.stream import Candidate, Stream
-from overlayctl.layer.tar import BLOCK, Limits, Member, TarReader
+from overlayctl.layer.tar import Limits, Member, TarReader
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -326,23 +327,26 @@ def open_archive(
         if opened.directory is not None:
             return Directory(opened.directory, where, opening.pop_all())
         if source:
-            start = head(source)
+            start = head(source, magic.HEAD)
             members: Iterable[Member] = TarReader(source.fd, source.offset, source.size, limits)
             content: _Content = partial(_part, source)
         else:
             pieces = opened.pieces or iter(())
             start = bytes(next(pieces, b""))
-            while len(start) < BLOCK and (piece := next(pieces, b"")):
+            while len(start) < magic.HEAD and (piece := next(pieces, b"")):
                 start += piece
             stream = Stream(place, opening, advance)
             members, content = stream.members(chain((start,), pieces), limits), stream.content
         if not start:
             raise BadArchive(f"{where} is empty", hint="fetch or save it again")
+        start = start[: magic.HEAD]
         try:
             entries = _scan(members)
         except BadTar as error:
-            _refuse(start[:BLOCK], where, error)
+            _refuse(start, where, error)
             raise
+        if not entries:
+            _refuse(start, where, None)
         return Tar(where, entries, content, opening.pop_all())
 
 
@@ -350,31 +354,21 @@ def _part(source: Source, offset: int, size: int, name: str) -> Source:
     return Source(source.fd, source.offset + offset, size, name)
 
 
-_FOREIGN = (
-    (b"PK\x03\x04", "a zip archive"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
-    (b"Rar!", "a rar archive"),
-    (b"\x04\x22\x4d\x18", "lz4 data, a compression that is not supported"),
-    (b"LZIP", "lzip data, a compression that is not supported"),
-    (b"\x1f\x9d", "compress (.Z) data, a compression that is not supported"),
-    (b"hsqs", "a squashfs image"),
-    (b"QFI\xfb", "a qcow2 disk image"),
-    (b"\x7fELF", "a program"),
-    (b"{", "a JSON text"),
-    (b"\x1f\x8b", "gzip data of an unknown kind"),
-)
-
-
-def _refuse(start: bytes, where: str, error: BadTar) -> None:
-    """Raise BadArchive if the first header already shows that this never was a tar."""
-    if error.details.get("offset") != 0 or start[257:262] == b"ustar":
+def _refuse(start: bytes, where: str, error: BadTar | None) -> None:
+    """Raise BadArchive if the first bytes already show that this never was a tar."""
+    if error and (error.details.get("offset") != 0 or start[257:262] == b"ustar"):
         return
     compressed = codec(start)
+    known = magic.foreign(start)
+    hint = "give a file that docker save, podman save or skopeo copy has written"
     if compressed != "none":
         kind = f"{compressed} data inside another compression"
+    elif known:
+        kind = known.words
+        if known.to_tar:
+            hint = "make a tar of it: " + known.to_tar.replace("LAYER", shlex.quote(where))
+    elif error:
+        kind = "no tar"
     else:
-        kind = next((words for magic, words in _FOREIGN if start.startswith(magic)), "no tar")
-    raise BadArchive(
-        f"{where} is no image archive: it is {kind}",
-        hint="give a file that docker save, podman save or skopeo copy has written",
-    ) from error
+        return
+    raise BadArchive(f"{where} is no image archive: it is {kind}", hint=hint) from error

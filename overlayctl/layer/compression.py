@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from overlayctl.errors import BadArchive, DigestMismatch, HostCannot, LimitExceeded
+from overlayctl.layer import magic
 
 if TYPE_CHECKING:
     from overlayctl.digest import Digest
@@ -101,7 +102,8 @@ def chunks(
 
     With ``hashed``, every stored byte (trailing ones too) is hashed on the way and
     DigestMismatch is raised after the last piece. Raises BadArchive for damaged or cut
-    data, LimitExceeded, HostCannot for zstd without a module that reads it.
+    data and for what is known to be no tar, LimitExceeded, HostCannot for zstd without a
+    module that reads it.
     """
     bounds = limits or Expansion()
     name = codec(head(source))
@@ -111,8 +113,19 @@ def chunks(
     if name == "none":
         if source.size > bounds.total:
             _too_large(source.name, bounds.total)
+        _expect_tar(source)
         return raw
     return decompressed(raw, name, source.name, bounds)
+
+
+def _expect_tar(source: Source) -> None:
+    """Raise BadArchive for what is known to be something else than a tar."""
+    found = magic.foreign(head(source, magic.HEAD))
+    if found:
+        hint = "a layer is a tar, plain or in gzip, zstd, xz or bzip2"
+        if found.to_tar:
+            hint = f"{found.to_tar}; then overlayctl import LAYER.tar... NAME:TAG"
+        raise BadArchive(f"{source.name} is no layer: it is {found.words}", hint=hint)
 
 
 def decompressed(

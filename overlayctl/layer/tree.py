@@ -106,7 +106,8 @@ class Tree:
         prefix, _, base = name.rstrip(b"/").rpartition(b"/")
         while base == b".":
             prefix, _, base = prefix.rstrip(b"/").rpartition(b"/")
-        if len(base) > NAME_MAX:
+        # What a whiteout hides may have the longest name of all.
+        if len(base.removeprefix(PREFIX)) > NAME_MAX:
             raise LimitExceeded(f"the name {shown(base)} is longer than {NAME_MAX} bytes")
         return prefix, base
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from overlayctl.kernel import mounttable
-from tests.archives import diff_id, docker_archive
+from tests.archives import diff_id, docker_archive, zstd
 from tests.cli.conftest import Shell, reset
 from tests.layer.tars import directory, entry, symlink, tar
 from tests.rootmount import require
@@ -28,11 +28,6 @@ LAYERS = [
     tar(entry("etc/.wh.old")),
 ]
 ODD = b"a b:c,d\\e\nf\xff"
-
-
-def zstd(data: bytes) -> bytes:
-    require("zstd")
-    return subprocess.run(["zstd", "-qc"], input=data, capture_output=True, check=True).stdout
 
 
 CODECS: dict[str, Callable[[bytes], bytes]] = {
@@ -127,6 +122,19 @@ def test_rmi_names_every_holder(run: Shell, demo: str, tmp_path: Path) -> None:
     run("rm", "cc")
     assert demo in run("rmi", demo).out
     assert told(run, "images") == told(run, "layer", "ls") == []
+
+
+def test_load_and_rmi_in_the_words_of_docker(run: Shell, tmp_path: Path) -> None:
+    """Without a name the id is told; what goes is told line by line, the names first."""
+    loaded = run("load", docker_archive(tmp_path / "a.tar", LAYERS, tags=()))
+    image = told(run, "images")[0]["Id"]
+    assert loaded.out == f"Loaded image ID: {image}\n"
+    loaded = run("load", docker_archive(tmp_path / "a.tar", LAYERS, tags=("demo:1",)))
+    assert loaded.out == "Loaded image: demo:1\n"
+    layers = [f"Deleted: {diff_id(layer)}" for layer in LAYERS]
+    untagged, first, *rest = run("rmi", "demo:1").out.splitlines()
+    assert (untagged, first) == ("Untagged: demo:1", f"Deleted: {image}")
+    assert sorted(rest) == sorted(layers)
 
 
 def test_an_image_with_two_tags_by_its_id(run: Shell, demo: str) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import hashlib
 import json
 import lzma
 import os
@@ -12,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,19 +20,11 @@ from overlayctl.formats import read_images
 from overlayctl.formats.plain import open_layers
 from overlayctl.layer import compression
 from overlayctl.layer.archive import Archive, Expansion, open_archive
-from tests.archives import content
+from tests.archives import OCI, config, content, descriptor, diff_id, index, layout, manifest
 from tests.layer.tars import directory, entry, hardlink, symlink, tar
 
 LAYER = tar(entry("hello", data=b"hello\n"))
-
-
-def sha(data: bytes) -> str:
-    return "sha256:" + hashlib.sha256(data).hexdigest()
-
-
-def config(*layers: bytes, arch: str = "amd64") -> bytes:
-    rootfs = {"type": "layers", "diff_ids": [sha(layer) for layer in layers]}
-    return json.dumps({"os": "linux", "architecture": arch, "rootfs": rootfs}).encode()
+NOISE = bytes(range(128, 256)) * 8
 
 
 def docker(*extra: bytes, layers: tuple[str, ...] = ("a/layer.tar",), tags: object = None) -> bytes:
@@ -52,38 +44,6 @@ def opened(data: bytes, tmp_path: Path) -> Archive:
 
 def at(path: Path) -> Archive:
     return open_archive(str(path), lambda: str(path.parent))
-
-
-def descriptor(data: bytes, media_type: str, **fields: object) -> dict[str, object]:
-    return {"mediaType": media_type, "digest": sha(data), "size": len(data), **fields}
-
-
-def layout(root: Path, index: object, *blobs: bytes) -> Path:
-    place = root / "blobs" / "sha256"
-    place.mkdir(parents=True)
-    for blob in blobs:
-        (place / hashlib.sha256(blob).hexdigest()).write_bytes(blob)
-    (root / "index.json").write_text(json.dumps(index))
-    (root / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
-    return root
-
-
-_OCI = "application/vnd.oci.image."
-
-
-def manifest(conf: bytes, *layers: bytes, **fields: object) -> bytes:
-    return json.dumps(
-        {
-            "schemaVersion": 2,
-            "config": descriptor(conf, _OCI + "config.v1+json"),
-            "layers": [descriptor(layer, _OCI + "layer.v1.tar") for layer in layers],
-            **fields,
-        }
-    ).encode()
-
-
-def index(*manifests: dict[str, object]) -> dict[str, object]:
-    return {"schemaVersion": 2, "manifests": list(manifests)}
 
 
 # --- links and duplicates in a tar ---------------------------------------------------------
@@ -141,8 +101,9 @@ def test_one_layer_twice(tmp_path: Path) -> None:
         (b"PK\x03\x04" + bytes(600), "zip"),
         (gzip.compress(b"PK\x03\x04" + bytes(600)), "zip"),
         (gzip.compress(gzip.compress(LAYER)), "gzip data inside another"),
-        (b"hello " * 200, "no tar"),
-        (b"x", "cut|no tar"),
+        (b"hello " * 200, "a text"),
+        (NOISE, "no tar"),
+        (b"x", "a text"),
         (gzip.compress(b""), "is empty"),
         (gzip.compress(docker())[:-30], "gzip data of .* is damaged or cut"),
         (docker()[:600], "cut|ends after"),
@@ -212,7 +173,7 @@ def test_a_layout_cannot_escape(tmp_path: Path) -> None:
     root = layout(tmp_path / "layout", index(descriptor(body, "x")), body, conf)
     outside = tmp_path / "secret"
     outside.write_bytes(LAYER)
-    link = root / "blobs/sha256" / sha(LAYER).removeprefix("sha256:")
+    link = root / "blobs/sha256" / diff_id(LAYER).removeprefix("sha256:")
     for target in ("../../../secret", str(outside), "/proc/self/exe"):
         link.symlink_to(target)
         with at(root) as archive, pytest.raises(BadArchive):
@@ -231,9 +192,9 @@ def test_a_layout_cannot_escape(tmp_path: Path) -> None:
     [
         ({"layers": []}, BadArchive, "0 layers, its config 1 diff_ids"),
         ({"artifactType": "application/x"}, BadArchive, "artifact"),
-        ({"layers": [descriptor(b"?", _OCI + "layer.v1.tar+encrypted")]}, BadArchive, "encrypted"),
+        ({"layers": [descriptor(b"?", OCI + "layer.v1.tar+encrypted")]}, BadArchive, "encrypted"),
         (
-            {"layers": [descriptor(b"?", _OCI + "layer.nondistributable.v1.tar")]},
+            {"layers": [descriptor(b"?", OCI + "layer.nondistributable.v1.tar")]},
             BadArchive,
             "foreign",
         ),
@@ -247,7 +208,7 @@ def test_a_layout_cannot_escape(tmp_path: Path) -> None:
     ],
 )
 def test_a_manifest_that_is_refused(
-    change: dict[str, object], error: type[BadInput], words: str, tmp_path: Path
+    change: dict[str, Any], error: type[BadInput], words: str, tmp_path: Path
 ) -> None:
     conf = config(LAYER)
     body = manifest(conf, LAYER, **change)
@@ -263,7 +224,7 @@ def test_a_changed_config(tmp_path: Path) -> None:
     conf = config(LAYER)
     body = manifest(conf, LAYER)
     root = layout(tmp_path / "layout", index(descriptor(body, "x")), body, conf, LAYER)
-    path = root / "blobs/sha256" / sha(conf).removeprefix("sha256:")
+    path = root / "blobs/sha256" / diff_id(conf).removeprefix("sha256:")
     path.write_bytes(conf.replace(b"linux", b"linuX"))
     with at(root) as archive, pytest.raises(DigestMismatch):
         read_images(archive)
