@@ -52,15 +52,19 @@ class FoundImage(NamedTuple):
 
 
 def read_images(archive: Archive, *, platform: Platform | None = None) -> list[FoundImage]:
-    """Every image in ``archive``, a docker-archive or an OCI layout, told by content.
+    """Every image in ``archive``: a docker-archive, an OCI layout, skopeo's ``dir:``.
+
+    Which it is, is told by content.
 
     Of an image for several platforms the one for ``platform`` (this host's if None) is
     taken. An image that several entries name comes once, with all references. An archive
     that is both is read by its manifest.json, which has the names. Raises BadArchive with
     what the archive is instead, DigestMismatch for a config, manifest or index.
     """
-    from overlayctl.formats import docker_archive, oci_layout
+    from overlayctl.formats import docker_archive, oci_layout, skopeo_dir
 
+    if skopeo_dir.detect(archive):
+        return oci_layout.read(skopeo_dir.AsLayout(archive), platform=platform)
     entries = docker_archive.entries(archive)
     layout = oci_layout.detect(archive)
     if entries:
