@@ -16,6 +16,15 @@ from tests.oracles import merged, trees
 from tests.oracles.peers import Dockerd
 from tests.rootmount import require
 
+IMAGES = (
+    "image.tar",
+    "fanal/alpine-310.tar.gz",
+    "misc/busybox-2018.tar",
+    "dive/test-docker-image.tar",
+    "dive/test-kaniko-image.tar",
+    pytest.param("debian", marks=pytest.mark.long),
+)
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Shell]:
@@ -88,6 +97,19 @@ def tree(archive: Path, place: Path) -> dict[bytes, trees.Entry]:
     require("umoci", "skopeo")
     unpacked = merged.umoci_unpack(archive, place / "unpacked", tag=small.NAME)
     return trees.snapshot(unpacked)
+
+
+@pytest.fixture(params=IMAGES)
+def path(request: pytest.FixtureRequest) -> Path:
+    """A docker-archive: the small image, Debian, or one that somebody else made."""
+    match request.param:
+        case "image.tar":
+            found: Path = request.getfixturevalue("archive")
+        case "debian":
+            found = request.getfixturevalue("debian_image").docker_archive
+        case name:
+            found = request.getfixturevalue("image")(name)
+    return found
 
 
 @pytest.fixture

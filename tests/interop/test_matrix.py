@@ -20,13 +20,11 @@ from overlayctl.formats import read_images
 from overlayctl.layer.archive import codec, head, open_archive
 from tests.cli.conftest import Shell
 from tests.formats.test_archive import spool
+from tests.interop.views import TIME, view_of
 from tests.interop.writers import DIR, DOCKER, HYBRID, OCI, OCI_TAR, WAYS, Way, Writers
 from tests.oracles import command, trees
 
 PAGE = Path(__file__).parents[2] / "docs" / "interop.md"
-
-# Ours alone: it tells overlayfs that nothing was copied up from elsewhere.
-OWN = (b"trusted.overlay.origin",)
 
 _TOP = """\
 # Images of other tools
@@ -78,10 +76,9 @@ def test_what_is_written_loads(
     (found,) = json.loads(run("inspect", config.image_id).out)
     assert found["RootFS"]["Layers"] == config.diff_ids
     assert (config.image_id == writers.docker_id) is way.same_id
-    view = run.path("image", "mount", config.image_id)
     # Umoci, which made the tree, gives the root the time of what it wrote there last.
-    times: dict[bytes, tuple[trees.Field, ...]] = dict.fromkeys((b"", *way.unnamed), ("mtime_ns",))
-    seen = trees.snapshot(view, ignore=OWN)
+    times = dict.fromkeys((b"", *way.unnamed), TIME)
+    seen = view_of(run, config.image_id)
     assert trees.differences(tree, seen, ignore_fields_of=times) == []
 
 
