@@ -19,8 +19,14 @@ from tests.oracles import command
 START_SECONDS = 60
 STOP_SECONDS = 30
 
-# Containers get no more than this: as much as is allowed in a container that runs the tests.
-_CONTAINERS_CONF = '[containers]\ndefault_ulimits=["nofile=1024:1024", "nproc=1024:1024"]\n'
+# Containers get no more files than are allowed in a container that runs the tests. Locks in files,
+# not in a shared memory that every podman of the machine has.
+_CONTAINERS_CONF = """
+[containers]
+default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
+[engine]
+lock_type = "file"
+"""
 
 # Of containerd's plug-ins only what keeps and mounts images: the others look at the host.
 _CONTAINERD_CONFIG = """
