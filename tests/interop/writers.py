@@ -25,8 +25,8 @@ BUILDAH = (small.BUILDAH_NAME,)
 class Way(NamedTuple):
     """A command that writes the image, and what has to come of it.
 
-    In the command ``image.tar`` is what docker has saved, ``base.tar`` the same without the last
-    layer, ``OUT`` what the command writes.
+    In the command ``image.tar`` is what docker has saved, ``ID`` the image's id there, ``OUT`` what
+    the command writes.
     """
 
     command: str
@@ -157,17 +157,13 @@ class Writers:
         path: Path = self._request.getfixturevalue("archive")
         return path
 
-    def write(self, way: Way, out: Path) -> Path:
-        """Let ``way`` write to ``out``, and return that."""
-        self.run(way.command, out)
-        return out
-
-    def run(self, line: str, out: Path) -> None:
-        """Run a command that writes to ``out``."""
+    def write(self, line: str, out: Path) -> Path:
+        """Run a command that writes to ``out``, and return that."""
         if line.startswith("umoci repack"):
             self._unpack(out)
         argv, env = self._command(line, out)
         command.output(*argv, env=env, cwd=out.parent)
+        return out
 
     def start(self, line: str) -> subprocess.Popen[bytes]:
         """Start a command that writes the image to a pipe, its stdout."""
@@ -187,7 +183,8 @@ class Writers:
         require(tool)
         match tool:
             case "docker":
-                return ["docker", "--host", self._dockerd().host, *words], {"DOCKER_CONTEXT": ""}
+                env = {"DOCKER_HOST": self._dockerd().host, "DOCKER_CONTEXT": ""}
+                return ["docker", *words], env
             case "podman" | "buildah":
                 podman: Podman = self._request.getfixturevalue("podman")
                 return podman.argv(tool, words[0], "--quiet", *words[1:]), podman.env
