@@ -6,12 +6,10 @@ import json
 from pathlib import Path
 
 from tests.cli.conftest import Shell
-from tests.interop.views import OWN, TIME, loaded, view_of
+from tests.interop.views import OWN, TIME, Tree, before_1970, loaded, view_of
 from tests.oracles import gnutar, merged, trees
 from tests.oracles.peers import Dockerd
 from tests.rootmount import missing
-
-Tree = dict[bytes, trees.Entry]
 
 # The kernel's notes in a directory that was a mount's upper: docker mounts a top layer to save it.
 OF_AN_UPPER = (b"trusted.overlay.origin", b"trusted.overlay.impure", b"trusted.overlay.uuid")
@@ -89,11 +87,6 @@ def docker_export(dockerd: Dockerd, image: str, tmp_path: Path) -> Path:
 def is_whiteout(entry: trees.Entry) -> bool:
     """Whether overlayfs takes it for one."""
     return entry.type == "char" and entry.rdev == (0, 0)
-
-
-def before_1970(tree: Tree) -> Tree:
-    """``tree`` as docker keeps it: what is older than 1970 is of 1970."""
-    return {path: entry._replace(mtime_ns=max(entry.mtime_ns, 0)) for path, entry in tree.items()}
 
 
 def as_exported(tree: Tree) -> Tree:

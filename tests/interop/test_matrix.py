@@ -55,7 +55,7 @@ differs is said there:
 | --- | --- |
 | the root | the others ignore its entry in a layer: its time is the load's, podman's is 0555 |
 | whiteouts | docker's have the time of the load, here they have that of their entry |
-| times before 1970 | docker makes them 1970 |
+| times before 1970 | the others make them 1970 |
 | `trusted.overlay.origin` | empty here, where overlayfs wants one; in docker's the kernel's |
 | a directory that a layer does not name | here its time is that of what the layer has in it |
 """

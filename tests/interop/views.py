@@ -9,6 +9,8 @@ from typing import Any
 from tests.cli.conftest import Shell
 from tests.oracles import trees
 
+Tree = dict[bytes, trees.Entry]
+
 # Ours alone: it tells overlayfs that nothing was copied up from elsewhere.
 OWN = (b"trusted.overlay.origin",)
 TIME: tuple[trees.Field, ...] = ("mtime_ns",)
@@ -21,6 +23,11 @@ def loaded(run: Shell, path: Path) -> dict[str, Any]:
     return dict(image)
 
 
-def view_of(run: Shell, image: str) -> dict[bytes, trees.Entry]:
+def view_of(run: Shell, image: str) -> Tree:
     """An image's merged view."""
     return trees.snapshot(run.path("image", "mount", image), ignore=OWN)
+
+
+def before_1970(tree: Tree) -> Tree:
+    """``tree`` as docker, podman and containerd have it: what is older than 1970 is of 1970."""
+    return {path: entry._replace(mtime_ns=max(entry.mtime_ns, 0)) for path, entry in tree.items()}
