@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from tests.archives import docker_archive
 from tests.cli.conftest import Shell
 from tests.interop.views import OWN, TIME, Tree, before_1970, loaded, view_of
+from tests.layer.tars import directory, entry, tar
 from tests.oracles import gnutar, merged, trees
 from tests.oracles.peers import Dockerd
 from tests.rootmount import missing
@@ -47,6 +49,26 @@ def test_each_layer_and_the_whole(path: Path, dockerd: Dockerd, run: Shell, tmp_
         ignore_fields_of={b"": TIME, b"etc": TIME},
     )
     assert problems == []
+
+
+def test_parents_that_a_layer_does_not_name(dockerd: Dockerd, run: Shell, tmp_path: Path) -> None:
+    """Docker lets such a directory be root's and 0755, overlayctl and umoci as it is below."""
+    below = tar(directory("d/", mode=0o700, uid=5, gid=6, mtime=7), entry("d/gone"))
+    above = tar(entry("d/new", mtime=8), entry("d/.wh.gone"), entry("only/here", mtime=9))
+    path = docker_archive(tmp_path / "unnamed.tar", [below, above], tags=("unnamed:1",))
+    dockerd.load(path)
+    image = loaded(run, path)
+    theirs = trees.snapshot(overlay2(dockerd, image["Id"])[1], ignore=OF_AN_UPPER)
+    ours = trees.snapshot(image["Layers"][1]["DiffPath"], ignore=OWN)
+    assert theirs[b"d"][1:4] == (0o755, 0, 0)
+    assert ours[b"d"][1:4] == (0o700, 5, 6)
+    times = dict.fromkeys((b"", b"only", b"d/gone"), TIME)
+    problems = trees.differences(ours, theirs, ignore_paths=(b"d",), ignore_fields_of=times)
+    assert problems == []
+    unpacked = trees.snapshot(merged.umoci_unpack(path, tmp_path / "umoci"))
+    times = dict.fromkeys((b"", b"d", b"only"), TIME)
+    view = view_of(run, image["Id"])
+    assert trees.differences(view, unpacked, ignore_fields_of=times) == []
 
 
 def test_an_exported_container_is_imported(
@@ -95,11 +117,11 @@ def as_exported(tree: Tree) -> Tree:
     Of xattrs that is the capability, of times whole seconds, and of sockets nothing.
     """
     kept = {}
-    for path, entry in tree.items():
-        if entry.type == "socket":
+    for path, found in tree.items():
+        if found.type == "socket":
             continue
-        kept[path] = entry._replace(
-            mtime_ns=entry.mtime_ns // 10**9 * 10**9,
-            xattrs={k: v for k, v in entry.xattrs.items() if k == b"security.capability"},
+        kept[path] = found._replace(
+            mtime_ns=found.mtime_ns // 10**9 * 10**9,
+            xattrs={k: v for k, v in found.xattrs.items() if k == b"security.capability"},
         )
     return kept

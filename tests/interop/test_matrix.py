@@ -57,7 +57,7 @@ differs is said there:
 | whiteouts | docker's have the time of the load, here they have that of their entry |
 | times before 1970 | the others make them 1970 |
 | `trusted.overlay.origin` | empty here, where overlayfs wants one; in docker's the kernel's |
-| a directory that a layer does not name | here its time is that of what the layer has in it |
+| a parent that a layer does not name | docker makes it 0755, root's; here it is as it is below |
 """
 
 
