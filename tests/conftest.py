@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-pytest_plugins = ["tests.rootmount", "tests.both_ways"]
+pytest_plugins = ["tests.rootmount", "tests.both_ways", "tests.kept"]
 
 
 @pytest.hookimpl(trylast=True)

@@ -7,7 +7,6 @@ against umoci, the layer file against fsck.erofs 1.8, the load against docker's.
 from __future__ import annotations
 
 import hashlib
-import os
 import shlex
 import subprocess
 import sys
@@ -45,24 +44,6 @@ def store(tmp_path: Path) -> Iterator[Engine]:
     yield engine
     assert engine.check() == []
     engine.reset(dry_run=False)
-
-
-@pytest.fixture(scope="session")
-def kept() -> Path:
-    """Where images that take long to build are kept between runs."""
-    place = Path(os.environ.get("XDG_CACHE_HOME", "/var/tmp")) / "overlayctl-tests"
-    place.mkdir(parents=True, exist_ok=True)
-    return place
-
-
-@pytest.fixture
-def debian_image(kept: Path) -> debian.DebianImage:
-    require("dockerd", "docker", "skopeo", "umoci", "mmdebstrap", "zstd")
-    found = debian.find(kept)
-    if found is None:
-        with peers.Dockerd() as dockerd:
-            found = debian.build(kept, dockerd)
-    return found
 
 
 def _load_all(store: Engine, path: Path) -> list[str]:

@@ -68,7 +68,8 @@ def load(
     """Load images from a docker archive or an OCI layout.
 
     What it is, is found by its content: docker save's tar, an OCI layout as a directory or a tar,
-    compressed or not. Layers that are there already are not stored again.
+    a directory of skopeo's dir: transport; compressed or not. Layers that are there already are not
+    stored again.
     """
     from overlayctl.cli.progress import progress
 

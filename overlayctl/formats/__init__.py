@@ -56,18 +56,23 @@ class FoundImage(NamedTuple):
 
 
 def read_images(archive: Archive, *, platform: Platform | None = None) -> list[FoundImage]:
-    """Every image in ``archive``, a docker-archive or an OCI layout, told by content.
+    """Every image in ``archive``: a docker-archive, an OCI layout, skopeo's ``dir:``.
+
+    Which it is, is told by content.
 
     Of an image for several platforms the one for ``platform`` (this host's if None) is
     taken. An image that several entries name comes once, with all references. An archive
     that is both is read by its manifest.json, which has the names. Raises BadArchive with
     what the archive is instead, DigestMismatch for a config, manifest or index.
     """
-    from overlayctl.formats import docker_archive, oci_layout
+    from overlayctl.formats import docker_archive, oci_layout, skopeo_dir
 
-    entries = docker_archive.entries(archive)
-    layout = oci_layout.detect(archive)
-    if entries:
+    skopeos = skopeo_dir.detect(archive)
+    entries = None if skopeos else docker_archive.entries(archive)
+    layout = not skopeos and oci_layout.detect(archive)
+    if skopeos:
+        found = oci_layout.read(skopeo_dir.AsLayout(archive), platform=platform)
+    elif entries:
         try:
             found = docker_archive.read(archive, entries, platform=platform)
         except BadArchive:
@@ -128,11 +133,6 @@ def _refusal(archive: Archive, *, manifest: bool) -> BadArchive:
     from overlayctl.layer.archive import Directory
 
     if isinstance(archive, Directory):
-        if {"manifest.json", "version"} <= listed:
-            return BadArchive(
-                f"the directory {where} is one of skopeo's (dir:), no OCI layout",
-                hint=f"skopeo copy {shlex.quote('dir:' + where)} oci-archive:FILE:NAME",
-            )
         hint = "an OCI layout has oci-layout, index.json and blobs/"
         if len(top & _ROOT_NAMES) > 2:
             hint = f"a root file system is imported: tar -C {path} -c . | overlayctl import - NAME"

@@ -346,19 +346,6 @@ def test_digests_that_are_not_sha256(run: Shell, tmp_path: Path) -> None:
     run("import", blob, "demo:1")
 
 
-def test_a_directory_of_skopeo(run: Shell, tmp_path: Path) -> None:
-    archive = docker_archive(tmp_path / "a.tar", [LAYER])
-    place = tmp_path / "of skopeo"
-    skopeo_copy(f"docker-archive:{archive}", f"dir:{place}")
-    message, hint = refused(run, "load", place)
-    assert message == f"the directory {place} is one of skopeo's (dir:), no OCI layout"
-    *given, source, target = shlex.split(hint)
-    assert given == ["skopeo", "copy"]
-    target = target.replace("FILE", str(tmp_path / "b.tar")).replace("NAME", "demo:2")
-    skopeo_copy(source, target)
-    assert run("load", tmp_path / "b.tar").out == "Loaded image: demo:2\n"
-
-
 @pytest.mark.parametrize(
     ("names", "words", "hint"),
     [

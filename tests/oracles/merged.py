@@ -32,15 +32,18 @@ def umoci_unpack(image: Path, dest: Path, *, tag: str | None = None) -> Path:
             "--quiet",
             # Level 1: what is compressed here is read once and thrown away.
             *("--dest-compress-format", "gzip", "--dest-compress-level", "1"),
-            _source(_plain(image, Path(directory)), tag),
+            _source(plain(image, Path(directory)), tag),
             f"oci:{layout}:{_TAG}",
         )
         command.output("umoci", "raw", "unpack", "--image", f"{layout}:{_TAG}", dest)
     return dest
 
 
-def _plain(image: Path, directory: Path) -> Path:
-    """Undo the gzip around a whole archive, which skopeo does not read."""
+def plain(image: Path, directory: Path) -> Path:
+    """Undo the gzip around a whole archive, which skopeo, podman and containerd do not read.
+
+    Return ``image`` where there is none, else a file in ``directory``.
+    """
     if image.is_dir():
         return image
     with image.open("rb") as file:
