@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.archives import docker_archive
 from tests.cli.conftest import Shell
 from tests.interop.views import OWN, TIME, Tree, before_1970, loaded, view_of
-from tests.layer.tars import directory, entry, tar
+from tests.layer.tars import directory, entry, hardlink, tar
 from tests.oracles import gnutar, merged, trees
 from tests.oracles.peers import Dockerd
 from tests.rootmount import missing
@@ -69,6 +69,27 @@ def test_parents_that_a_layer_does_not_name(dockerd: Dockerd, run: Shell, tmp_pa
     times = dict.fromkeys((b"", b"d", b"only"), TIME)
     view = view_of(run, image["Id"])
     assert trees.differences(view, unpacked, ignore_fields_of=times) == []
+
+
+def test_a_hard_link_whose_header_differs(dockerd: Dockerd, run: Shell, tmp_path: Path) -> None:
+    """Docker gives the file what the link's entry says, overlayctl and umoci keep the file's own.
+
+    GNU tar does so, too; whoever writes a tar of a tree gives both entries the same.
+    """
+    below = tar(
+        directory("./"),
+        entry("file", data=b"1", mode=0o755, mtime=5),
+        hardlink("link", "file", mode=0o640, uid=9, mtime=6),
+    )
+    path = docker_archive(tmp_path / "link.tar", [below], tags=("link:1",))
+    dockerd.load(path)
+    image = loaded(run, path)
+    theirs = trees.snapshot(overlay2(dockerd, image["Id"])[0])
+    ours = trees.snapshot(image["Layers"][0]["DiffPath"])
+    assert theirs[b"link"][1:4] == (0o640, 9, 0)
+    assert ours[b"link"][1:4] == (0o755, 0, 0)
+    unpacked = trees.snapshot(merged.umoci_unpack(path, tmp_path / "umoci"))
+    assert trees.differences(ours, unpacked, ignore_fields_of={b"": TIME}) == []
 
 
 def test_an_exported_container_is_imported(

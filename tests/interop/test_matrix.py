@@ -59,6 +59,7 @@ differs is said there:
 | times before 1970 | the others make them 1970 |
 | `trusted.overlay.origin` | empty here, where overlayfs wants one; in docker's the kernel's |
 | a parent that a layer does not name | docker makes it 0755, root's; here it is as it is below |
+| a hard link whose entry has another mode or owner | docker takes them; here the file's stay |
 """
 
 

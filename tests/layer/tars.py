@@ -36,8 +36,8 @@ def symlink(name: str, target: str, **fields: Any) -> bytes:
     return entry(name, tarfile.SYMTYPE, linkname=target, **fields)
 
 
-def hardlink(name: str, target: str) -> bytes:
-    return entry(name, tarfile.LNKTYPE, linkname=target)
+def hardlink(name: str, target: str, **fields: Any) -> bytes:
+    return entry(name, tarfile.LNKTYPE, linkname=target, **fields)
 
 
 def tar(*entries: bytes) -> bytes:
