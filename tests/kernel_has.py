@@ -61,3 +61,8 @@ def options_of(path: str) -> bool:
         return False
     finally:
         os.close(fd)
+
+
+def shown(upper: str) -> str:
+    """How the mount table shows an upper: before 6.13 as it was given, every backslash twice."""
+    return upper if rung() == "fds" else upper.replace("\\", "\\\\")
