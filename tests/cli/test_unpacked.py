@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from overlayctl.kernel import mounttable
+from overlayctl.layer import erofs
 from tests import kernel_has
 from tests.archives import docker_archive
 from tests.cli.conftest import Shell
@@ -148,14 +149,15 @@ def test_without_the_right_to_mount_a_path_is_null_with_the_reason(
 
 
 def test_a_setting_that_is_none(
-    run: Shell, store: str, archive: Path, monkeypatch: pytest.MonkeyPatch
+    run: Shell, archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OVERLAYCTL_ATTACH", "magic")
     assert "buffered" in run("load", archive, ok=2, sound=False).err
     monkeypatch.setenv("OVERLAYCTL_ATTACH", "auto")
     told = json.loads(run("system", "info", "--json").out)
-    by_file = kernel_has.erofs_from(os.path.join(store, "empty.erofs"))
-    best = "buffered" if by_file else "loop"
+    empty = str(tmp_path / "empty.erofs")
+    erofs.write_empty(empty)
+    best = "buffered" if kernel_has.erofs_from(empty) else "loop"
     assert told["AttachBy"].startswith(f"{best}: the first that works")
     assert told["MountBy"].startswith(f"{kernel_has.rung()}: the first that works")
     monkeypatch.setenv("OVERLAYCTL_ATTACH", "loop")
