@@ -14,7 +14,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from tests.kernels import qemu
-from tests.kernels.test_here import four_gigabytes
+from tests.kernels.test_here import large_images
 from tests.oracles.command import output
 from tests.rootmount import missing
 
@@ -90,13 +90,15 @@ def test_on_an_older_kernel(
     kernel = qemu.debian_kernel(cache, series)
     disk = tmp_path / "disk"
     disk.mkdir()
-    four_gigabytes(disk / "big", tmp_path)
-    for layer in (disk / "big" / "layers").glob("*/*.erofs"):
+    large_images(disk / "large", tmp_path)
+    for layer in (disk / "large" / "layers").glob("*/*.erofs"):
         output("fallocate", "--dig-holes", layer)
     command = [
-        "env", "OVERLAYCTL_TEST_BIG=/mnt/big",
+        "env", "OVERLAYCTL_TEST_LARGE=/mnt/large",
         sys.executable, "-m", "pytest", "-v", "--color=no", "--tb=short", "--durations=20",
-        "-p", "no:cacheprovider", "--basetemp=/mnt/tests", f"--junitxml={qemu.RESULT}",
+        "-p", "no:cacheprovider", "--basetemp=/mnt/tests",
+        # The newer family has no properties of tests.
+        "-o", "junit_family=xunit1", f"--junitxml={qemu.RESULT}",
         "-m", "kernels or not long", "-k", LEFT_OUT, *INSIDE,
     ]  # fmt: skip
     done = qemu.run(
