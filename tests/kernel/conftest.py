@@ -1,6 +1,7 @@
 """Layers for these tests: small EROFS images made by mkfs.erofs, mounted by the code itself."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -67,6 +68,9 @@ class Place:
         """Attach ``image`` at ``name``; where the kernel mounts no file, by a loop device."""
         if loop is None:
             loop = not kernel_has.erofs_from(self.empty)
+        if loop and image in self.images.values():
+            # libmount takes the loop device that a file has: two layers of an overlay would be one.
+            image = shutil.copy(image, f"{image}-{len(self.images)}")
         os.mkdir(self.path(name))
         mounter.mount(Erofs(image, loop=loop), self.path(name))
         self.images[self.path(name)] = image
