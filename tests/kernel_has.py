@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
+from pathlib import Path
 
 from overlayctl.kernel import libc
 from overlayctl.mount import Rung
@@ -66,3 +67,15 @@ def options_of(path: str) -> bool:
 def shown(upper: str) -> str:
     """How the mount table shows an upper: before 6.13 as it was given, every backslash twice."""
     return upper if rung() == "fds" else upper.replace("\\", "\\\\")
+
+
+def user_xattrs(directory: Path) -> bool:
+    """Whether files there can have attributes of users: on tmpfs since 6.6."""
+    try:
+        os.setxattr(directory, "user.probe", b"")
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        return False
+    os.removexattr(directory, "user.probe")
+    return True
