@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv lint format test test-long demo clean
+.PHONY: help venv lint format test test-long test-kernels demo clean
 
 help: ## print these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 venv: $(STAMP) ## make .venv with the dependencies and the tools
 
@@ -29,6 +29,9 @@ test: $(STAMP) ## all tests but the long ones; ARGS='-k name' is passed on
 
 test-long: $(STAMP) ## the long tests: races, kills, soaks, other kernels
 	$(BIN)/python -m pytest -m long $(ARGS)
+
+test-kernels: $(STAMP) ## of the long tests, those on other kernels, booted in QEMU
+	$(BIN)/python -m pytest -m kernels $(ARGS)
 
 demo: $(STAMP) ## load, mount and change a small image, and show what happens (root)
 	$(BIN)/python scripts/demo.py

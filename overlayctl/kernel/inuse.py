@@ -89,10 +89,13 @@ def refuse_lowers(root: str, names: AbstractSet[str]) -> None:
 
 
 def _overlays_on(path: str) -> list[Holder]:
+    # Given by name, before 6.13, it is shown as it was given: every backslash twice.
+    shown = {path, path.replace("\\", "\\\\")}
     return [
         Holder("the overlay", f"at {m.mount_point} (seen by process {pid})", "")
         for pid, m in mounttable.everywhere()
-        if m.fs_type == "overlay" and path in m.option("upperdir") + m.option("workdir")
+        if m.fs_type == "overlay"
+        and not shown.isdisjoint(m.option("upperdir") + m.option("workdir"))
     ] or [Holder("an overlay", "that cannot be seen from here", "")]
 
 

@@ -21,6 +21,7 @@ from overlayctl.mount import MAX_LOWERS, Bind, Erofs, Mount, Overlay, Tmpfs
 
 _STRING_MAX = 255
 _UNKNOWN = "Unknown parameter"
+_NO_FD = "Bad value for 'lowerdir+'"
 _ATTEMPTS = 8
 _READ_ONLY_DATA = (
     libc.MOUNT_ATTR_RDONLY | libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV | libc.MOUNT_ATTR_NOEXEC
@@ -183,8 +184,9 @@ def _new_overlay(what: Overlay, owned: ExitStack, log: KernelLog) -> int:
     except KernelRefused as error:
         if what.rung != "auto":
             raise
-        if error.errno == errno.EBADF:
-            # Layers by name only: before 6.13.
+        # Layers by name only: before 6.13. An fd of kind O_PATH, which the upper's is, is
+        # EBADF before 6.15.
+        if error.errno == errno.EBADF or _NO_FD in str(error):
             try:
                 return _by_context(what, owned, log, by_fd=False)
             except KernelRefused as second:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from overlayctl.kernel import mounttable
+from tests import kernel_has
 from tests.archives import diff_id, docker_archive, zstd
 from tests.cli.conftest import Shell, reset
 from tests.layer.tars import directory, entry, symlink, tar
@@ -68,9 +69,11 @@ def test_load_and_the_lists_in_json(run: Shell, tmp_path: Path) -> None:
     assert container["Id"] == made["Id"]
     mounted = mounttable.at(str(merged))
     assert mounted is not None
-    assert list(mounted.option("lowerdir+")) == data["LowerDir"].split(":")
-    assert list(mounted.option("upperdir")) == [data["UpperDir"]]
-    assert list(mounted.option("workdir")) == [data["WorkDir"]]
+    # What was given to mount(2) is a number in the mount table.
+    if kernel_has.rung() != "mount":
+        assert list(mounted.option("lowerdir+")) == data["LowerDir"].split(":")
+        assert list(mounted.option("upperdir")) == [data["UpperDir"]]
+        assert list(mounted.option("workdir")) == [data["WorkDir"]]
     assert [view["MountPoint"] for view in told(run, "mounts")] == [str(merged)]
     run("umount", "cc")
     assert told(run, "mounts") == told(run, "ps") == []

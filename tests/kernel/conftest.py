@@ -1,6 +1,7 @@
 """Layers for these tests: small EROFS images made by mkfs.erofs, mounted by the code itself."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from overlayctl.kernel import libc, mounter, mounttable
 from overlayctl.layer import erofs
 from overlayctl.mount import Erofs, Lower
+from tests import kernel_has
 from tests.rootmount import require
 
 Image = Callable[..., str]
@@ -62,7 +64,13 @@ class Place:
     def path(self, name: str) -> str:
         return os.path.join(self.root, name)
 
-    def attach(self, name: str, image: str, *, loop: bool = False) -> str:
+    def attach(self, name: str, image: str, *, loop: bool | None = None) -> str:
+        """Attach ``image`` at ``name``; where the kernel mounts no file, by a loop device."""
+        if loop is None:
+            loop = not kernel_has.erofs_from(self.empty)
+        if loop and image in self.images.values():
+            # libmount takes the loop device that a file has: two layers of an overlay would be one.
+            image = shutil.copy(image, f"{image}-{len(self.images)}")
         os.mkdir(self.path(name))
         mounter.mount(Erofs(image, loop=loop), self.path(name))
         self.images[self.path(name)] = image

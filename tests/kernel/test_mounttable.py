@@ -13,6 +13,7 @@ import pytest
 from overlayctl.errors import HostCannot
 from overlayctl.kernel import libc, libmount, mounter, mounttable
 from overlayctl.mount import Erofs, Overlay, Tmpfs
+from tests import kernel_has
 from tests.kernel.conftest import Place
 from tests.kernel.test_mounter import ODD
 
@@ -35,14 +36,15 @@ def test_sources_and_options_of_any_bytes(place: Place) -> None:
     mount = mounttable.at(place.merged)
     assert mount is not None
     assert mount.source == what.source
-    assert mount.option("lowerdir+") == [lower]
-    assert mount.option("upperdir") == [what.upperdir]
+    if kernel_has.rung() != "mount":
+        assert mount.option("lowerdir+") == [lower]
+        assert mount.option("upperdir") == [kernel_has.shown(what.upperdir)]
     assert mount.option("upper") == []
 
 
 def test_the_topmost_mount_counts_whatever_was_made_first(place: Place, empty: str) -> None:
     target = place.merged
-    with mounter.detached(Erofs(empty)) as older:
+    with mounter.detached(Erofs(empty, loop=not kernel_has.erofs_from(empty))) as older:
         mounter.mount(Tmpfs("below"), target)
         libc.move_mount(older, target)
         mount = mounttable.at(target)
