@@ -80,14 +80,14 @@ def outcome(report: bytes) -> Outcome:
 @pytest.mark.parametrize("series", KERNELS)
 def test_on_an_older_kernel(
     tmp_path: Path,
+    kept: Path,
     pytestconfig: pytest.Config,
     capsys: pytest.CaptureFixture[str],
     series: str,
 ) -> None:
     if os.uname().machine != "x86_64":
         missing("x86-64")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "/var/tmp")) / "overlayctl-tests" / "kernels"
-    kernel = qemu.debian_kernel(cache, series)
+    kernel = qemu.debian_kernel(kept / "kernels", series)
     disk = tmp_path / "disk"
     disk.mkdir()
     large_images(disk / "large", tmp_path)
