@@ -277,9 +277,12 @@ def repaired(told: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
         return 6 if told["Findings"] else 0
     for one in told["Repaired"]:
         render.line(f"{one['Action']}: {_finding(one)}")
-    if told["Repaired"] and not told["Findings"]:
-        return 0
-    return findings(told["Findings"])
+    if not told["Findings"]:
+        return 0 if told["Repaired"] else findings([])
+    for one in told["Findings"]:
+        render.line(_finding(one))
+    render.note("what is left is for you: each line says what to do")
+    return 6
 
 
 def _finding(one: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from overlayctl import digest, names
 from overlayctl.digest import DiffID, Digest, ImageID
 from overlayctl.errors import BadArchive, Usage
+from overlayctl.layer.input import STDIN
 from overlayctl.oci import Platform
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FoundImage", "FoundLayer", "read_images"]
 
-STDIN = "standard input"
 _IMPORT = "overlayctl import {} NAME"
 _SAVE = "give a file that docker save, podman save or skopeo copy has written"
 _ROOT_NAMES = frozenset({"bin", "dev", "etc", "lib", "proc", "root", "sbin", "usr", "var"})
@@ -150,9 +150,11 @@ def _refusal(archive: Archive, *, manifest: bool) -> BadArchive:
             "(docker export)",
             hint=as_root,
         )
+    why = "it has neither manifest.json nor index.json"
+    if "manifest.json" in listed:
+        why = "its manifest.json is not docker's (and skopeo's dir: has a file version)"
     return BadArchive(
-        f"{where} is a tar but no image: it has neither manifest.json nor index.json, "
-        f"{_holds(top)}",
+        f"{where} is a tar but no image: {why}, {_holds(top)}",
         hint=f"{_SAVE}; if it is the content of one layer: {as_root}",
     )
 

@@ -15,7 +15,6 @@ from overlayctl import digest, oci
 from overlayctl.digest import Digest, ImageID
 from overlayctl.errors import BadArchive, DigestMismatch
 from overlayctl.formats import (
-    STDIN,
     FoundImage,
     FoundLayer,
     check_count,
@@ -28,6 +27,7 @@ from overlayctl.formats.artifacts import ATTESTATION, Artifact, artifact
 from overlayctl.layer import compression, magic
 from overlayctl.layer.archive import Directory
 from overlayctl.layer.compression import Source
+from overlayctl.layer.input import STDIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

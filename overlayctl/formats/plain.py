@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import ExitStack
 from itertools import chain
 from typing import TYPE_CHECKING
@@ -45,7 +46,7 @@ def open_layers(
             if opened.directory is not None:
                 raise BadArchive(
                     f"{where} is a directory, import takes tars",
-                    hint=f"tar -C {where} -c . | overlayctl import - NAME",
+                    hint=f"tar -C {shlex.quote(where)} -c . | overlayctl import - NAME",
                 )
             first = head(source) if source else next(opened.pieces or iter(()), b"")
             if not first:

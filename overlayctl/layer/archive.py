@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 from overlayctl.errors import BadArchive, BadTar, HostCannot, LimitExceeded
 from overlayctl.layer import compression, magic
 from overlayctl.layer.compression import Expansion, Source, chunks, codec, head
-from overlayctl.layer.input import Closing, open_file, what
+from overlayctl.layer.input import STDIN, Closing, open_file, what
 from overlayctl.layer.stream import Candidate, Stream
 from overlayctl.layer.tar import Limits, Member, TarReader
 
@@ -366,7 +366,9 @@ def _refuse(start: bytes, where: str, error: BadTar | None) -> None:
     elif known:
         kind = known.words
         if known.to_tar:
-            hint = "make a tar of it: " + known.to_tar.replace("LAYER", shlex.quote(where))
+            # What came through a pipe has no name that a command could take.
+            name = "FILE" if where == STDIN else shlex.quote(where)
+            hint = "make a tar of it: " + known.to_tar.replace("LAYER", name)
     elif error:
         kind = "no tar"
     else:

@@ -122,7 +122,9 @@ class Index:
 
     def _damaged(self, what: str) -> Damaged:
         return Damaged(
-            f"{self.name}: {what}", hint="overlayctl check says what is damaged", file=self.name
+            f"{self.name}: {what}",
+            hint="overlayctl system check says what is damaged",
+            file=self.name,
         )
 
     def _bytes(self, at: int, length: int) -> bytes:

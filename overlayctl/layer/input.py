@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from types import TracebackType
 
+STDIN = "standard input"
+
 _MODES = (
     (stat.S_ISDIR, "a directory"),
     (stat.S_ISFIFO, "a FIFO"),
@@ -71,7 +73,7 @@ def open_file(path: str, owned: ExitStack, *, expand: bool) -> Opened:
     Raises NotFound, Usage, HostCannot, BadArchive; while the pieces are read, BadArchive and
     LimitExceeded for a bomb.
     """
-    where = "standard input" if path == "-" else path
+    where = STDIN if path == "-" else path
     fd = _descriptor(path)
     owned.callback(os.close, fd)
     mode = os.fstat(fd).st_mode

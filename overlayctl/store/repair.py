@@ -319,9 +319,11 @@ def outdated_views(layout: Layout, mark: str, renewed: Collection[str]) -> list[
         kind, _, identifier = owner.partition(":")
         user = f"{'snapshot' if kind == 'container' else kind} {identifier}"
         if mount.fs_type == "overlay" and not ours and user in harmed:
+            # Who asks sees it, too, but ends at once.
+            seen = "you see" if pid == os.getpid() else f"process {pid} sees"
             message = (
-                f"mounted before layer {names.short(harmed[user])} was made again, process "
-                f"{pid} sees the damaged one there: unmount it, and mount it again"
+                f"mounted before layer {names.short(harmed[user])} was made again, {seen} "
+                "the damaged one there: unmount it, and mount it again"
             )
             found.append(Finding("view-stale", mount.mount_point, message, (user,)))
     return found
