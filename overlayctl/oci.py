@@ -65,11 +65,11 @@ def parse_platform(text: str) -> Platform:
     return Platform(system, architecture, *variant or [implied])
 
 
-def choose(platforms: Sequence[Platform], wanted: Platform | None) -> Platform:
+def choose(platforms: Sequence[Platform], wanted: Platform | None, where: str) -> Platform:
     """The platform to load: the wanted one, else the host's, else the only one.
 
     Where no variant was asked for and there is none for it, the next older one will do.
-    Raises NotFound naming what there is.
+    Raises NotFound naming what there is in ``where``.
     """
     target = wanted or host_platform()
     fitting = [one for one in platforms if one.fits(target._replace(variant=""))]
@@ -83,8 +83,8 @@ def choose(platforms: Sequence[Platform], wanted: Platform | None) -> Platform:
         return platforms[0]
     there = ", ".join(sorted({str(platform) for platform in platforms}))
     raise NotFound(
-        f"no image for {target} in it, but for: {there}",
-        hint=f"overlayctl load --platform {platforms[0]} …" if platforms else "",
+        f"{where} has no image for {target}: it has {there}",
+        hint=f"--platform {platforms[0]}" if platforms else "",
     )
 
 

@@ -229,16 +229,15 @@ def _candidates(
 
 def _choose(archive: Archive, candidates: list[_Candidate], wanted: Platform | None) -> _Candidate:
     """The candidate for ``wanted``; the only one if nothing particular is wanted."""
-    unique = list({c.descriptor.digest: c for c in candidates}.values())
-    if len(unique) == 1 and wanted is None:
-        return unique[0]
+    if wanted is None and len({candidate.descriptor.digest for candidate in candidates}) == 1:
+        return candidates[0]
     by_platform: dict[Platform, _Candidate] = {}
-    for candidate in unique:
+    for candidate in candidates:
         platform = candidate.descriptor.platform or platform_of(
             parsed_object(_config(archive, candidate)[1], "the config")
         )
         by_platform.setdefault(platform, candidate)
-    return by_platform[oci.choose(list(by_platform), wanted)]
+    return by_platform[oci.choose(list(by_platform), wanted, archive.where)]
 
 
 def _config(archive: Archive, candidate: _Candidate) -> tuple[_Descriptor, bytes]:
@@ -332,6 +331,6 @@ def _references(entry: _Descriptor) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if not name:
         return (), ()
     if "/" not in name and ":" not in name:
-        return (), (f"{name!r} is only a tag: the image has no name, give it one with --tag",)
+        return (), (f"{name!r} is only a tag and names no image: overlayctl tag ID NAME does",)
     reference, note = stored_reference(name)
     return ((reference,), ()) if reference else ((), (note,))

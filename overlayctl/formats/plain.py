@@ -8,7 +8,8 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from overlayctl.errors import BadArchive
-from overlayctl.layer.compression import head
+from overlayctl.layer import magic
+from overlayctl.layer.compression import begun, codec, expect_tar, head
 from overlayctl.layer.input import Closing, open_file
 from overlayctl.layer.stream import Candidate, Stream
 
@@ -48,14 +49,16 @@ def open_layers(
                     f"{where} is a directory, import takes tars",
                     hint=f"tar -C {shlex.quote(where)} -c . | overlayctl import - NAME",
                 )
-            first = head(source) if source else next(opened.pieces or iter(()), b"")
+            pieces = opened.pieces or iter(())
+            first = head(source) if source else begun(pieces, magic.HEAD)
             if not first:
                 raise BadArchive(f"{where} is empty", hint="fetch or save it again")
             if source:
                 sources.append(source)
-            else:
-                passed = stream.candidate(0, where)
-                passed.receive(chain((first,), opened.pieces or ()), advance)
-                passed.received(None)
-                sources.append(passed)
+                continue
+            if codec(first) == "none":
+                expect_tar(first[: magic.HEAD], where)
+            passed = stream.candidate(0, where)
+            passed.receive(chain((first,), pieces), advance)
+            sources.append(passed)
         return Plain(tuple(sources), opening.pop_all())

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 from overlayctl.errors import BadArchive, BadTar, HostCannot, LimitExceeded
 from overlayctl.layer import compression, magic
-from overlayctl.layer.compression import Expansion, Source, chunks, codec, head
+from overlayctl.layer.compression import Expansion, Source, begun, chunks, codec, head
 from overlayctl.layer.input import STDIN, Closing, open_file, what
 from overlayctl.layer.stream import Candidate, Stream
 from overlayctl.layer.tar import Limits, Member, TarReader
@@ -289,7 +289,7 @@ class Directory(Closing):
                 ) from error
             else:
                 raise
-            raise BadArchive(why, name=name) from error
+            raise BadArchive(why, hint="save or copy the image again", name=name) from error
 
 
 def _read(source: Source | Candidate, limit: int) -> bytes:
@@ -332,9 +332,7 @@ def open_archive(
             content: _Content = partial(_part, source)
         else:
             pieces = opened.pieces or iter(())
-            start = bytes(next(pieces, b""))
-            while len(start) < magic.HEAD and (piece := next(pieces, b"")):
-                start += piece
+            start = begun(pieces, magic.HEAD)
             stream = Stream(place, opening, advance)
             members, content = stream.members(chain((start,), pieces), limits), stream.content
         if not start:

@@ -91,6 +91,14 @@ def head(source: Source, length: int = 512) -> bytes:
     return os.pread(source.fd, min(length, source.size), source.offset)
 
 
+def begun(pieces: Iterator[Buffer], length: int) -> bytes:
+    """The first ``length`` bytes or more of ``pieces``, fewer if there are not so many."""
+    first = b""
+    while len(first) < length and (piece := next(pieces, b"")):
+        first += piece
+    return first
+
+
 def chunks(
     source: Source, *, limits: Expansion | None = None, hashed: Digest | None = None
 ) -> Iterator[Buffer]:
@@ -113,19 +121,19 @@ def chunks(
     if name == "none":
         if source.size > bounds.total:
             _too_large(source.name, bounds.total)
-        _expect_tar(source)
+        expect_tar(head(source, magic.HEAD), source.name)
         return raw
     return decompressed(raw, name, source.name, bounds)
 
 
-def _expect_tar(source: Source) -> None:
-    """Raise BadArchive for what is known to be something else than a tar."""
-    found = magic.foreign(head(source, magic.HEAD))
+def expect_tar(start: bytes, what: str) -> None:
+    """Raise BadArchive if ``start`` (magic.HEAD bytes) is known to begin something else."""
+    found = magic.foreign(start)
     if found:
         hint = "a layer is a tar, plain or in gzip, zstd, xz or bzip2"
         if found.to_tar:
             hint = f"{found.to_tar}; then overlayctl import LAYER.tar... NAME:TAG"
-        raise BadArchive(f"{source.name} is no layer: it is {found.words}", hint=hint)
+        raise BadArchive(f"{what} is no layer: it is {found.words}", hint=hint)
 
 
 def decompressed(

@@ -29,6 +29,30 @@ _WRITEBACK = 8 << 20
 _COPY = 64 << 20
 
 
+class Advance:
+    """Tells ``told`` how far things are, from any thread, until ``stop``: then it raises.
+
+    A thread in the middle of a layer ends soon, when the command is to.
+    """
+
+    class StoppedError(Exception):
+        """The command ends."""
+
+    def __init__(self, told: Callable[[int], None]) -> None:
+        self._told = told
+        self._stopped = False
+
+    def __call__(self, count: int) -> None:
+        """Tell it. Raises StoppedError."""
+        if self._stopped:
+            raise self.StoppedError
+        self._told(count)
+
+    def stop(self) -> None:
+        """Let whoever calls next know."""
+        self._stopped = True
+
+
 class Received(NamedTuple):
     """A tar at its place in a layer file."""
 

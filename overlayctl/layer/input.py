@@ -94,10 +94,8 @@ def open_file(path: str, owned: ExitStack, *, expand: bool) -> Opened:
     with suppress(OSError):
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIECE)
     stream = _stream(fd)
-    first = b""
     # A pipe may give less than a whole magic number at first.
-    while len(first) < compression.LONGEST_MAGIC and (piece := next(stream, b"")):
-        first += piece
+    first = compression.begun(stream, compression.LONGEST_MAGIC)
     kind = codec(first) if expand else "none"
     return Opened(where, pieces=compression.decompressed(_chained(first, stream), kind, where))
 

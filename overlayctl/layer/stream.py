@@ -23,7 +23,7 @@ from overlayctl.digest import Digest
 from overlayctl.errors import BadInput, BadTar, DigestMismatch
 from overlayctl.kernel import disk
 from overlayctl.layer import ingest
-from overlayctl.layer.compression import Buffer, Source, codec, decompressed
+from overlayctl.layer.compression import Buffer, Source, begun, codec, decompressed
 from overlayctl.layer.format import FILE
 from overlayctl.layer.tar import BLOCK, Limits, Member, TarReader
 
@@ -120,7 +120,7 @@ class Stream:
     ) -> None:
         self._place = place
         self._owned = owned
-        self._advance = advance
+        self._advance = ingest.Advance(advance)
         self._kept = -1
         self._end = 0
         self._found: dict[int, Candidate | int] = {}
@@ -132,10 +132,14 @@ class Stream:
         Raises BadTar, and what hinders storing; not what is wrong with a member.
         """
         with ThreadPoolExecutor(_CORES) as pool:
-            yield from _Passing(pieces, partial(self._store, pool), limits)
-            for _ in pieces:
-                pass
-            self._wait(0)
+            try:
+                yield from _Passing(pieces, partial(self._store, pool), limits)
+                for _ in pieces:
+                    pass
+                self._wait(0)
+            except BaseException:
+                self._advance.stop()
+                raise
 
     def content(self, offset: int, size: int, name: str) -> Source | Candidate:
         """The ``size`` bytes that were at ``offset``."""
@@ -150,9 +154,7 @@ class Stream:
     def _store(
         self, pool: ThreadPoolExecutor, name: str, offset: int, size: int, data: Iterator[Buffer]
     ) -> None:
-        start = b""
-        while len(start) < BLOCK and (piece := next(data, b"")):
-            start += piece
+        start = begun(data, BLOCK)
         pieces = chain((start,), data)
         if size > SMALL and (codec(start) != "none" or start[257:262] == b"ustar"):
             found = self._found[offset] = self.candidate(size, name)

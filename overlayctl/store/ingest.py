@@ -135,8 +135,12 @@ def ingest_layers(
 def _ingest(
     layout: Layout, staging: str, wanted: Sequence[Wanted], progress: Progress, *, unpacked: bool
 ) -> Ingested:
-    with ExitStack() as owned, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        owned.callback(pool.shutdown, wait=True, cancel_futures=True)
+    advance = ingest.Advance(progress.advance)
+    with ExitStack() as owned, ExitStack() as ending:
+        pool = ThreadPoolExecutor(os.cpu_count() or 1)
+        ending.callback(pool.shutdown, wait=True, cancel_futures=True)
+        # Before they are waited for.
+        ending.callback(advance.stop)
         arrivals: dict[DiffID | int, Future[_Arrived]] = {}
         stored: dict[str, list[str]] = {}
         for name in layers.listed(layout):
@@ -147,7 +151,7 @@ def _ingest(
                 there = stored.get(hex_of(layer.diff_id), []) if layer.diff_id else []
                 directory = os.path.join(staging, f"layer-{number}")
                 arrivals[key] = pool.submit(
-                    _arrive, layout, there, layer, directory, progress, owned
+                    _arrive, layout, there, layer, directory, advance, owned
                 )
         finish = partial(_finish, unpacked=unpacked)
         return _seal_in_order(layout, staging, wanted, arrivals, pool, owned, progress, finish)
@@ -158,7 +162,7 @@ def _arrive(
     there: Sequence[str],
     layer: Wanted,
     directory: str,
-    progress: Progress,
+    advance: ingest.Advance,
     owned: ExitStack,
 ) -> _Arrived:
     """From a sound file that is stored, read there; else from what is loaded."""
@@ -187,7 +191,7 @@ def _arrive(
         fd = ingest.new_file(directory)
         owned.callback(os.close, fd)
         tar = chunks(layer.source, hashed=layer.blob)
-        received = ingest.receive(fd, tar, expected=layer.diff_id, progress=progress.advance)
+        received = ingest.receive(fd, tar, expected=layer.diff_id, progress=advance)
     described = ingest.describe(fd, received)
     return _Arrived(fd, received, described, directory, frozenset(damaged))
 

@@ -12,6 +12,7 @@ import random
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -216,6 +217,41 @@ def test_a_load_of_a_pipe_that_is_stopped_leaves_nothing(run: Shell, number: int
     assert os.listdir(f"{run.store}/ingest") == []
 
 
+@pytest.mark.parametrize("outside", [bytes, gzip.compress])
+def test_a_stopped_load_does_not_end_its_layers_first(
+    run: Shell, tmp_path: Path, outside: Callable[[bytes], bytes]
+) -> None:
+    """A GiB of zeros in gzip takes a while; the signal comes early in it."""
+    zeros = gzip.compress(bytes(64 * MIB), 9)
+    head = tarfile.TarInfo("zeros")
+    head.size = 1024 * MIB
+    packed = gzip.compress(head.tobuf()) + zeros * 16 + gzip.compress(tar())
+    file = tmp_path / "file"
+    file.write_bytes(outside(archive(("0", packed), tars=[b""])))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "overlayctl", "--root", run.store, "load", file],
+        stderr=subprocess.DEVNULL,
+    )
+    staged = Path(run.store, "ingest")
+    deadline = time.monotonic() + 20
+    while not any(path.stat().st_size > MIB for path in staged.glob("*/**/layer.erofs")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    assert process.wait(20) == 130
+    took = time.monotonic() - began
+    assert os.listdir(staged) == []
+    load = subprocess.run(
+        [sys.executable, "-m", "overlayctl", "--root", run.store, "load", file],
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
+    # The digest is wrong, which is known when all has been read.
+    assert load.returncode == 1
+    assert took < (time.monotonic() - began - took) / 2
+
+
 def test_a_reader_of_the_output_that_left_takes_nothing_away(run: Shell, tmp_path: Path) -> None:
     one = layer("a")
     file = tmp_path / "a.tar"
@@ -332,3 +368,22 @@ def test_a_stream_in_pieces_of_any_size(run: Shell, tmp_path: Path) -> None:
         assert loaded[0].layers == 2
         assert sorted(seen(run)) == ["a", "b"]
         run("rmi", "demo:1")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"PK\x03\x04" + bytes(4000), "it is a zip archive"),
+        (b"!<arch>\ndebian-binary" + bytes(100), "it is a Debian package"),
+        (b"a text\n" * 900, "it is a text"),
+    ],
+)
+def test_what_is_no_layer_is_named_by_import_of_a_pipe(run: Shell, data: bytes, words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "overlayctl", "--root", run.store, "import", "-", "demo:1"],
+        input=data,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert words in done.stderr.decode()

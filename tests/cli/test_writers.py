@@ -142,7 +142,7 @@ def test_names_in_docker_archives(
         ("me/toy", None, ["me/toy:latest"], ""),
         ("1", "docker.io/library/toy:1", ["toy:1"], ""),
         ("latest", "localhost/toy:latest", ["localhost/toy:latest"], ""),
-        ("1.0", None, [], "'1.0' is only a tag: the image has no name, give it one with --tag"),
+        ("1.0", None, [], "'1.0' is only a tag and names no image: overlayctl tag ID NAME does"),
         ("latest", None, [], "'latest' is only a tag"),
         (None, None, [], ""),
         ("a b", None, [], "'a b' is only a tag"),

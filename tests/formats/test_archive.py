@@ -20,6 +20,7 @@ from overlayctl.formats import read_images
 from overlayctl.formats.plain import open_layers
 from overlayctl.layer import compression
 from overlayctl.layer.archive import Archive, Expansion, open_archive
+from overlayctl.oci import Platform
 from tests.archives import OCI, config, content, descriptor, diff_id, index, layout, manifest
 from tests.layer.tars import directory, entry, hardlink, symlink, tar
 
@@ -323,3 +324,20 @@ def test_bombs() -> None:
     for limits in (Expansion(total=1 << 20), Expansion(ratio=10, floor=1 << 20)):
         with pytest.raises(LimitExceeded):
             list(compression.decompressed([packed], "gzip", "bomb", limits))
+
+
+def test_one_manifest_for_two_platforms(tmp_path: Path) -> None:
+    """Buildx writes such an index where one build serves both."""
+    conf = config(LAYER)
+    body = manifest(conf, LAYER)
+    listed = [
+        descriptor(body, OCI + "manifest.v1+json", platform={"os": "linux", "architecture": name})
+        for name in ("amd64", "arm64")
+    ]
+    root = layout(tmp_path / "layout", index(*listed), body, conf, LAYER)
+    for name in ("amd64", "arm64"):
+        with at(root) as archive:
+            (found,) = read_images(archive, platform=Platform("linux", name, ""))
+            assert found.image_id == diff_id(conf)
+    with at(root) as archive, pytest.raises(NotFound, match="layout has no image for linux/riscv"):
+        read_images(archive, platform=Platform("linux", "riscv64", ""))

@@ -58,7 +58,7 @@ OCI = "OCI layout"
 OCI_TAR = "OCI layout, tar"
 HYBRID = "OCI layout and docker-archive, tar"
 DIR = "dir"
-_BARE = "'four' is only a tag: the image has no name, give it one with --tag"
+_BARE = "'four' is only a tag and names no image: overlayctl tag ID NAME does"
 
 WAYS = (
     Way(

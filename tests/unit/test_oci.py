@@ -90,12 +90,12 @@ def test_the_platform_that_is_chosen(
     chosen: Platform,
 ) -> None:
     on(monkeypatch, "x86_64")
-    assert oci.choose(there, wanted) == chosen
+    assert oci.choose(there, wanted, "it") == chosen
 
 
 def test_an_older_variant_than_the_host_s_will_do(monkeypatch: pytest.MonkeyPatch) -> None:
     on(monkeypatch, "armv7l")
-    assert oci.choose([ARM["v5"], ARM["v6"], ARM["v8"], AMD64], None) == ARM["v6"]
+    assert oci.choose([ARM["v5"], ARM["v6"], ARM["v8"], AMD64], None, "it") == ARM["v6"]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_what_is_not_there_is_answered_with_what_is(
 ) -> None:
     on(monkeypatch, "x86_64")
     with pytest.raises(NotFound) as caught:
-        oci.choose(there, wanted)
+        oci.choose(there, wanted, "it")
     assert all(str(platform) in str(caught.value) for platform in there)
 
 
