@@ -26,7 +26,8 @@ def content(source: Source | Candidate, blob: Digest | None = None) -> bytes:
     if isinstance(source, Source):
         return b"".join(map(bytes, chunks(source, hashed=blob)))
     size = source.received(blob).size
-    return os.pread(source.take()[0], size, PAGE)
+    with source.take()[0] as file:
+        return os.pread(file.fileno(), size, PAGE)
 
 
 def zstd(data: bytes) -> bytes:

@@ -21,6 +21,8 @@ from overlayctl.layer.tar import Limits, TarReader
 from overlayctl.layer.tree import Tree
 
 if TYPE_CHECKING:
+    from io import FileIO
+
     from overlayctl.layer.attributes import Wants
     from overlayctl.layer.format import Header
     from overlayctl.layer.stack import Inheritance
@@ -68,11 +70,12 @@ class Described(NamedTuple):
     end_marker: bool
 
 
-def new_file(directory: str) -> int:
-    """An fd of a new layer file in the new ``directory``."""
+def new_file(directory: str) -> FileIO:
+    """A new layer file, open, in the new ``directory``."""
     os.mkdir(directory, 0o700)
     path = os.path.join(directory, FILE)
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+    return os.fdopen(fd, "r+b", buffering=0)
 
 
 def receive(

@@ -29,6 +29,7 @@ from overlayctl.layer.tar import BLOCK, Limits, Member, TarReader
 
 if TYPE_CHECKING:
     from contextlib import ExitStack
+    from io import FileIO
 
     from overlayctl.layer.ingest import Received
 
@@ -45,13 +46,12 @@ class _Arrived(NamedTuple):
 class Candidate:
     """What may be a layer: its tar as a layer file without an index, ``size`` bytes as it came."""
 
-    def __init__(self, directory: str, size: int, name: str, owned: ExitStack) -> None:
+    def __init__(self, directory: str, size: int, name: str) -> None:
         self.size = size
         self.name = name
         self.arrival: Future[_Arrived] = Future()
         self._directory = directory
-        self._owned = owned
-        self._fd = -1
+        self._taken = False
 
     def received(self, blob: Digest | None) -> Received:
         """What came. Raises what was wrong with it, DigestMismatch if it is not ``blob``."""
@@ -60,17 +60,14 @@ class Candidate:
             raise DigestMismatch(self.name, expected=blob, actual=arrived.blob)
         return arrived.received
 
-    def take(self) -> tuple[int, str]:
-        """An fd of the file, which stays open, and for who asks first the directory it is in.
+    def take(self) -> tuple[FileIO, str]:
+        """The file, opened, and for who asks first the directory it is in.
 
-        The second one must not change the file: it is a layer by then.
+        The others must not change the file: it is a layer by then.
         """
-        if self._fd >= 0:
-            return self._fd, ""
-        path = os.path.join(self._directory, FILE)
-        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        self._owned.callback(os.close, self._fd)
-        return self._fd, self._directory
+        directory = "" if self._taken else self._directory
+        self._taken = True
+        return open(os.path.join(self._directory, FILE), "r+b", buffering=0), directory
 
     def receive(self, pieces: Iterable[Buffer], advance: Callable[[int], None]) -> None:
         """Store the tar in ``pieces``. Raises what is wrong with it."""
@@ -97,15 +94,13 @@ class Candidate:
                 digest.update(piece)
                 yield piece
 
-        fd = ingest.new_file(self._directory)
-        try:
+        with ingest.new_file(self._directory) as file:
             if kind == "none":
-                received = ingest.receive(fd, chain((first,), pieces), progress=advance)
+                tar: Iterator[Buffer] = chain((first,), pieces)
+                received = ingest.receive(file.fileno(), tar, progress=advance)
                 return _Arrived(received, Digest(received.diff_id))
             tar = decompressed(stored(), kind, self.name)
-            received = ingest.receive(fd, tar, progress=advance)
-        finally:
-            os.close(fd)
+            received = ingest.receive(file.fileno(), tar, progress=advance)
         return _Arrived(received, Digest("sha256:" + digest.hexdigest()))
 
 
@@ -149,7 +144,7 @@ class Stream:
     def candidate(self, size: int, name: str) -> Candidate:
         """A new one, to be received."""
         directory = os.path.join(self._place(), "passed-" + secrets.token_hex(4))
-        return Candidate(directory, size, name, self._owned)
+        return Candidate(directory, size, name)
 
     def _store(
         self, pool: ThreadPoolExecutor, name: str, offset: int, size: int, data: Iterator[Buffer]

@@ -27,6 +27,8 @@ from overlayctl.layer.stream import Candidate
 from overlayctl.store import layers, records
 
 if TYPE_CHECKING:
+    from io import FileIO
+
     from overlayctl.layout import Layout
 
 
@@ -80,10 +82,10 @@ class _Arrived(NamedTuple):
     """A tar in a layer file, staged in ``directory`` or stored, whose headers were read.
 
     What stands alone is stored under the digest of its tar, and nothing below changes it: it
-    is not described. ``damaged`` are the stored layers with that tar that are not sound.
+    is neither open nor described. ``damaged`` are those stored with that tar that are not sound.
     """
 
-    fd: int
+    file: FileIO | None
     received: Received
     described: Described | None
     directory: str
@@ -170,30 +172,31 @@ def _arrive(
     for name in there:
         with ExitStack() as opening:
             fd = layers.open_file(layout, name)
-            opening.callback(os.close, fd)
-            if verify(fd):
+            file = opening.enter_context(os.fdopen(fd, "rb", buffering=0))
+            if verify(file.fileno()):
                 damaged.add(name)
                 continue
-            with Index.open(fd) as index:
+            with Index.open(file.fileno()) as index:
                 received = Received(index.header.diff_id, index.header.tar_size)
                 alone = len(name) == 64 and not index.header.wants
             if alone:
-                return _Arrived(-1, received, None, "")
+                return _Arrived(None, received, None, "")
             # On these layers the same tar may inherit otherwise.
             owned.push(opening.pop_all())
-        return _Arrived(fd, received, ingest.describe(fd, received), "", frozenset(damaged))
+        described = ingest.describe(file.fileno(), received)
+        return _Arrived(file, received, described, "", frozenset(damaged))
     if isinstance(layer.source, Candidate):
         received = layer.source.received(layer.blob)
         if layer.diff_id is not None and received.diff_id != layer.diff_id:
             raise DigestMismatch(layer.source.name, expected=layer.diff_id, actual=received.diff_id)
-        fd, directory = layer.source.take()
+        file, directory = layer.source.take()
+        owned.enter_context(file)
     else:
-        fd = ingest.new_file(directory)
-        owned.callback(os.close, fd)
+        file = owned.enter_context(ingest.new_file(directory))
         tar = chunks(layer.source, hashed=layer.blob)
-        received = ingest.receive(fd, tar, expected=layer.diff_id, progress=advance)
-    described = ingest.describe(fd, received)
-    return _Arrived(fd, received, described, directory, frozenset(damaged))
+        received = ingest.receive(file.fileno(), tar, expected=layer.diff_id, progress=advance)
+    described = ingest.describe(file.fileno(), received)
+    return _Arrived(file, received, described, directory, frozenset(damaged))
 
 
 def _seal_in_order(
@@ -204,7 +207,7 @@ def _seal_in_order(
     pool: ThreadPoolExecutor,
     owned: ExitStack,
     progress: Progress,
-    finish: Callable[[int, str], None],
+    finish: Callable[[FileIO, str], None],
 ) -> Ingested:
     below: list[Index] = []
     names: list[str] = []
@@ -212,7 +215,7 @@ def _seal_in_order(
     staged: dict[str, str] = {}
     damaged: set[str] = set()
     syncing: list[Future[None]] = []
-    used: set[int] = set()
+    used: set[str] = set()
     notes: dict[str, int] = {}
     unended: list[str] = []
     masking = _Masking()
@@ -228,21 +231,22 @@ def _seal_in_order(
             name = inherited.name(diff_id)
             sound = layers.exists(layout, name) and name not in arrived.damaged
             if name not in staged and not sound:
-                if not arrived.directory or arrived.fd in used:
-                    arrived = _copied(arrived, os.path.join(staging, f"again-{number}"), owned)
-                    described = ingest.describe(arrived.fd, arrived.received)
-                used.add(arrived.fd)
-                ingest.seal(arrived.fd, arrived.received, described, inherited)
-                staged[name] = arrived.directory
+                file, directory = arrived.file, arrived.directory
+                if file is None or not directory or directory in used:
+                    directory = os.path.join(staging, f"again-{number}")
+                    file = _copied(arrived, directory, owned)
+                    described = ingest.describe(file.fileno(), arrived.received)
+                used.add(directory)
+                ingest.seal(file.fileno(), arrived.received, described, inherited)
+                staged[name] = directory
                 if name in arrived.damaged:
                     damaged.add(name)
-                syncing.append(pool.submit(finish, arrived.fd, arrived.directory))
+                syncing.append(pool.submit(finish, file, directory))
                 for kind, paths in described.tree.notes.items():
                     notes[kind] = notes.get(kind, 0) + len(paths)
                 masking.add(described)
-        path = staged.get(name)
-        file = os.path.join(path, FILE) if path else layout.layer_file(name)
-        below.append(owned.enter_context(Index.open(file)))
+        at = os.path.join(staged[name], FILE) if name in staged else layout.layer_file(name)
+        below.append(owned.enter_context(Index.open(at)))
         names.append(name)
         diff_ids.append(diff_id)
         progress.layer_done(number + 1)
@@ -263,20 +267,26 @@ def _seal_in_order(
     )
 
 
-def _copied(arrived: _Arrived, directory: str, owned: ExitStack) -> _Arrived:
+def _copied(arrived: _Arrived, directory: str, owned: ExitStack) -> FileIO:
     """The same tar in a file of its own: it inherits differently here."""
-    fd = ingest.new_file(directory)
-    owned.callback(os.close, fd)
-    ingest.copy_tar(arrived.fd, fd, arrived.received.size)
-    return arrived._replace(fd=fd, directory=directory)
+    copy = owned.enter_context(ingest.new_file(directory))
+    with ExitStack() as opening:
+        source = arrived.file
+        if arrived.directory or source is None:
+            # It may be finished, and closed.
+            path = os.path.join(arrived.directory, FILE)
+            source = opening.enter_context(open(path, "rb", buffering=0))
+        ingest.copy_tar(source.fileno(), copy.fileno(), arrived.received.size)
+    return copy
 
 
-def _finish(fd: int, directory: str, *, unpacked: bool) -> None:
-    """Make a sealed layer durable, as a tree too where that is wanted."""
-    os.fdatasync(fd)
+def _finish(file: FileIO, directory: str, *, unpacked: bool) -> None:
+    """Make a sealed layer durable, as a tree too where that is wanted; its file is closed."""
+    os.fdatasync(file.fileno())
     if unpacked:
-        with Index.open(fd) as index:
+        with Index.open(file.fileno()) as index:
             layers.unpack_into(index, os.path.join(directory, "tree"))
+    file.close()
     records.sync_directory(directory)
 
 

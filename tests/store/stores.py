@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from overlayctl.digest import chain_ids, hex_of, of_bytes
@@ -41,12 +41,11 @@ def writing(layout: Layout) -> Iterator[str]:
 
 def add_layers(layout: Layout, *tars: bytes) -> Ingested:
     with staging.staging(layout) as place:
-        with ExitStack() as files:
+        with tempfile.TemporaryFile(buffering=0) as file:
             wanted = []
             for data in tars:
-                file = files.enter_context(tempfile.TemporaryFile(buffering=0))
+                wanted.append(Wanted(None, Source(file.fileno(), file.tell(), len(data), "a tar")))
                 file.write(data)
-                wanted.append(Wanted(None, Source(file.fileno(), 0, len(data), "a tar")))
             ingested = ingest_layers(layout, place, wanted, Silent())
         with locks.hold(layout.root, exclusive=True):
             for name, staged in ingested.staged.items():
