@@ -6,6 +6,7 @@ overlay would be made without a word, and show something else.
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING
 
@@ -72,5 +73,8 @@ def backing(source: str) -> str:
     try:
         with open(f"/sys/block/{source[5:]}/loop/backing_file", "rb") as file:
             return os.fsdecode(file.read().removesuffix(b"\n"))
-    except FileNotFoundError:
+    except OSError as error:
+        # Opened, and then gone: sysfs says that there is no such device.
+        if error.errno not in (errno.ENOENT, errno.ENODEV):
+            raise
         return source

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from itertools import chain
-from queue import Queue
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
 from overlayctl.digest import Digest
@@ -41,6 +41,32 @@ _CORES = os.cpu_count() or 1
 class _Arrived(NamedTuple):
     received: Received
     blob: Digest
+
+
+class _Ahead:
+    """What one thread hands to another, a few pieces ahead of it.
+
+    Its end never waits for room, and no lock is held in Python: a signal may raise in the thread
+    that hands over, wherever that is, and the other one must still come to the end.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: SimpleQueue[Buffer | None] = SimpleQueue()
+        self._room: SimpleQueue[None] = SimpleQueue()
+        for _ in range(_AHEAD):
+            self._room.put(None)
+
+    def put(self, piece: Buffer) -> None:
+        self._room.get()
+        self._pieces.put(piece)
+
+    def end(self) -> None:
+        self._pieces.put(None)
+
+    def __iter__(self) -> Iterator[Buffer]:
+        while (piece := self._pieces.get()) is not None:
+            self._room.put(None)
+            yield piece
 
 
 class Candidate:
@@ -74,9 +100,9 @@ class Candidate:
         self.arrival = Future()
         self.arrival.set_result(self._receive(iter(pieces), advance))
 
-    def receive_from(self, ahead: Queue[Buffer | None], advance: Callable[[int], None]) -> _Arrived:
-        """The same for what another thread puts into a queue, which is read to its end."""
-        pieces: Iterator[Buffer] = iter(ahead.get, None)
+    def receive_from(self, ahead: _Ahead, advance: Callable[[int], None]) -> _Arrived:
+        """The same for what another thread hands over, which is read to its end."""
+        pieces = iter(ahead)
         try:
             return self._receive(pieces, advance)
         finally:
@@ -163,14 +189,14 @@ class Stream:
     ) -> None:
         """Let a thread receive it, a few pieces behind."""
         self._wait(_CORES)
-        ahead: Queue[Buffer | None] = Queue(_AHEAD)
-        candidate.arrival = pool.submit(candidate.receive_from, ahead, self._advance)
-        self._running.add(candidate.arrival)
+        ahead = _Ahead()
         try:
+            candidate.arrival = pool.submit(candidate.receive_from, ahead, self._advance)
+            self._running.add(candidate.arrival)
             for piece in pieces:
                 ahead.put(piece)
         finally:
-            ahead.put(None)
+            ahead.end()
 
     def _keep(self, pieces: Iterable[Buffer]) -> None:
         if self._kept < 0:
