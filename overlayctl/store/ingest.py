@@ -8,9 +8,9 @@ in the background meanwhile.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -80,7 +80,8 @@ class _Arrived(NamedTuple):
     """A tar in a layer file, staged in ``directory`` or stored, whose headers were read.
 
     What stands alone is stored under the digest of its tar, and nothing below changes it: it
-    is not described. ``damaged`` are the stored layers with that tar that are not sound.
+    is not described. Of the stored layers with that tar ``damaged`` are found not to be sound,
+    and ``sound`` is the one that was read.
     """
 
     fd: int
@@ -88,6 +89,7 @@ class _Arrived(NamedTuple):
     described: Described | None
     directory: str
     damaged: frozenset[str] = frozenset()
+    sound: str = ""
 
 
 def look_for_room(layout: Layout, wanted: Sequence[Wanted]) -> None:
@@ -135,8 +137,7 @@ def ingest_layers(
 def _ingest(
     layout: Layout, staging: str, wanted: Sequence[Wanted], progress: Progress, *, unpacked: bool
 ) -> Ingested:
-    with ExitStack() as owned, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        owned.callback(pool.shutdown, wait=True, cancel_futures=True)
+    with ExitStack() as owned, _pool() as pool:
         arrivals: dict[DiffID | int, Future[_Arrived]] = {}
         stored: dict[str, list[str]] = {}
         for name in layers.listed(layout):
@@ -151,6 +152,16 @@ def _ingest(
                 )
         finish = partial(_finish, unpacked=unpacked)
         return _seal_in_order(layout, staging, wanted, arrivals, pool, owned, progress, finish)
+
+
+@contextmanager
+def _pool() -> Iterator[ThreadPoolExecutor]:
+    """Threads that are gone in the end; what none of them has begun by then is not done."""
+    pool = ThreadPoolExecutor(os.cpu_count() or 1)
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _arrive(
@@ -174,10 +185,11 @@ def _arrive(
                 received = Received(index.header.diff_id, index.header.tar_size)
                 alone = len(name) == 64 and not index.header.wants
             if alone:
-                return _Arrived(-1, received, None, "")
+                return _Arrived(-1, received, None, "", sound=name)
             # On these layers the same tar may inherit otherwise.
             owned.push(opening.pop_all())
-        return _Arrived(fd, received, ingest.describe(fd, received), "", frozenset(damaged))
+        described = ingest.describe(fd, received)
+        return _Arrived(fd, received, described, "", frozenset(damaged), name)
     if isinstance(layer.source, Candidate):
         received = layer.source.received(layer.blob)
         if layer.diff_id is not None and received.diff_id != layer.diff_id:
@@ -222,15 +234,16 @@ def _seal_in_order(
                 unended.append(f"layer {number + 1} has no end marker: the tar may have been cut")
             inherited = inherit(described.wants, Stack(below[::-1]))
             name = inherited.name(diff_id)
-            sound = layers.exists(layout, name) and name not in arrived.damaged
-            if name not in staged and not sound:
+            there = layers.exists(layout, name)
+            harmed = there and name not in staged and _is_damaged(layout, name, arrived)
+            if name not in staged and (harmed or not there):
                 if not arrived.directory or arrived.fd in used:
                     arrived = _copied(arrived, os.path.join(staging, f"again-{number}"), owned)
                     described = ingest.describe(arrived.fd, arrived.received)
                 used.add(arrived.fd)
                 ingest.seal(arrived.fd, arrived.received, described, inherited)
                 staged[name] = arrived.directory
-                if name in arrived.damaged:
+                if harmed:
                     damaged.add(name)
                 syncing.append(pool.submit(finish, arrived.fd, arrived.directory))
                 for kind, paths in described.tree.notes.items():
@@ -257,6 +270,18 @@ def _seal_in_order(
             *masking.notes,
         ),
     )
+
+
+def _is_damaged(layout: Layout, name: str, arrived: _Arrived) -> bool:
+    """Whether a stored layer with the tar that arrived is not sound."""
+    if name == arrived.sound or name in arrived.damaged:
+        return name in arrived.damaged
+    # Another one with the same tar was read.
+    fd = layers.open_file(layout, name)
+    try:
+        return bool(verify(fd))
+    finally:
+        os.close(fd)
 
 
 def _copied(arrived: _Arrived, directory: str, owned: ExitStack) -> _Arrived:
