@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from overlayctl.layer.format import Header
     from overlayctl.layer.stack import Inheritance
 
+MODE = 0o400
+"""Of a layer file."""
 _WRITEBACK = 8 << 20
 _COPY = 64 << 20
 
@@ -44,11 +46,11 @@ class Described(NamedTuple):
     end_marker: bool
 
 
-def new_file(directory: str) -> int:
+def new_file(directory: str, mode: int = MODE) -> int:
     """An fd of a new layer file in the new ``directory``."""
     os.mkdir(directory, 0o700)
     path = os.path.join(directory, FILE)
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
 
 
 def receive(

@@ -16,13 +16,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import partial
 from itertools import chain
-from queue import Queue
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
 from overlayctl.digest import Digest
 from overlayctl.errors import BadInput, BadTar, DigestMismatch
 from overlayctl.kernel import disk
-from overlayctl.layer import ingest
+from overlayctl.layer import ingest, magic
 from overlayctl.layer.compression import Buffer, Source, codec, decompressed
 from overlayctl.layer.format import FILE
 from overlayctl.layer.tar import BLOCK, Limits, Member, TarReader
@@ -40,6 +40,32 @@ _CORES = os.cpu_count() or 1
 class _Arrived(NamedTuple):
     received: Received
     blob: Digest
+
+
+class _Ahead:
+    """What one thread hands to another, a few pieces ahead of it.
+
+    Its end never waits for room, and only C holds locks: a signal may raise in the thread that
+    hands over, wherever that is, and the other one must still come to the end.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: SimpleQueue[Buffer | None] = SimpleQueue()
+        self._room: SimpleQueue[None] = SimpleQueue()
+        for _ in range(_AHEAD):
+            self._room.put(None)
+
+    def put(self, piece: Buffer) -> None:
+        self._room.get()
+        self._pieces.put(piece)
+
+    def end(self) -> None:
+        self._pieces.put(None)
+
+    def __iter__(self) -> Iterator[Buffer]:
+        while (piece := self._pieces.get()) is not None:
+            self._room.put(None)
+            yield piece
 
 
 class Candidate:
@@ -70,6 +96,7 @@ class Candidate:
         path = os.path.join(self._directory, FILE)
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         self._owned.callback(os.close, self._fd)
+        os.fchmod(self._fd, ingest.MODE)
         return self._fd, self._directory
 
     def receive(self, pieces: Iterable[Buffer], advance: Callable[[int], None]) -> None:
@@ -77,9 +104,9 @@ class Candidate:
         self.arrival = Future()
         self.arrival.set_result(self._receive(iter(pieces), advance))
 
-    def receive_from(self, ahead: Queue[Buffer | None], advance: Callable[[int], None]) -> _Arrived:
-        """The same for what another thread puts into a queue, which is read to its end."""
-        pieces: Iterator[Buffer] = iter(ahead.get, None)
+    def receive_from(self, ahead: _Ahead, advance: Callable[[int], None]) -> _Arrived:
+        """The same for what another thread hands over, which is read to its end."""
+        pieces = iter(ahead)
         try:
             return self._receive(pieces, advance)
         finally:
@@ -97,7 +124,8 @@ class Candidate:
                 digest.update(piece)
                 yield piece
 
-        fd = ingest.new_file(self._directory)
+        # Who may not pass over modes opens it once more, so it is read-only from then on.
+        fd = ingest.new_file(self._directory, 0o600)
         try:
             if kind == "none":
                 received = ingest.receive(fd, chain((first,), pieces), progress=advance)
@@ -154,7 +182,7 @@ class Stream:
         while len(start) < BLOCK and (piece := next(data, b"")):
             start += piece
         pieces = chain((start,), data)
-        if size > SMALL and (codec(start) != "none" or start[257:262] == b"ustar"):
+        if size > SMALL and (codec(start) != "none" or magic.is_header(start[:BLOCK])):
             found = self._found[offset] = self.candidate(size, name)
             self._hand_over(pool, found, pieces)
         else:
@@ -166,14 +194,14 @@ class Stream:
     ) -> None:
         """Let a thread receive it, a few pieces behind."""
         self._wait(_CORES)
-        ahead: Queue[Buffer | None] = Queue(_AHEAD)
-        candidate.arrival = pool.submit(candidate.receive_from, ahead, self._advance)
-        self._running.add(candidate.arrival)
+        ahead = _Ahead()
         try:
+            candidate.arrival = pool.submit(candidate.receive_from, ahead, self._advance)
+            self._running.add(candidate.arrival)
             for piece in pieces:
                 ahead.put(piece)
         finally:
-            ahead.put(None)
+            ahead.end()
 
     def _keep(self, pieces: Iterable[Buffer]) -> None:
         if self._kept < 0:
