@@ -7,7 +7,8 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from overlayctl.errors import BadArchive
-from overlayctl.layer.compression import head
+from overlayctl.layer import magic
+from overlayctl.layer.compression import codec, expect_tar, head
 from overlayctl.layer.input import Closing, open_file
 from overlayctl.layer.stream import Candidate, Stream
 
@@ -53,6 +54,9 @@ def open_layers(
             if source:
                 sources.append(source)
             else:
+                start = bytes(first[: magic.HEAD])
+                if codec(start) == "none":
+                    expect_tar(start, where)
                 passed = stream.candidate(0, where)
                 passed.receive(chain((first,), opened.pieces or ()), advance)
                 passed.received(None)

@@ -88,7 +88,8 @@ def codec(head: bytes) -> str:
 
 def head(source: Source, length: int = 512) -> bytes:
     """The first bytes of ``source``, fewer if it is shorter."""
-    return os.pread(source.fd, min(length, source.size), source.offset)
+    # What is empty may have no fd.
+    return os.pread(source.fd, min(length, source.size), source.offset) if source.size else b""
 
 
 def chunks(
@@ -113,19 +114,19 @@ def chunks(
     if name == "none":
         if source.size > bounds.total:
             _too_large(source.name, bounds.total)
-        _expect_tar(source)
+        expect_tar(head(source, magic.HEAD), source.name)
         return raw
     return decompressed(raw, name, source.name, bounds)
 
 
-def _expect_tar(source: Source) -> None:
-    """Raise BadArchive for what is known to be something else than a tar."""
-    found = magic.foreign(head(source, magic.HEAD))
+def expect_tar(start: bytes, what: str) -> None:
+    """Raise BadArchive if ``what``, which begins so, is known to be something else than a tar."""
+    found = magic.foreign(start)
     if found:
         hint = "a layer is a tar, plain or in gzip, zstd, xz or bzip2"
         if found.to_tar:
             hint = f"{found.to_tar}; then overlayctl import LAYER.tar... NAME:TAG"
-        raise BadArchive(f"{source.name} is no layer: it is {found.words}", hint=hint)
+        raise BadArchive(f"{what} is no layer: it is {found.words}", hint=hint)
 
 
 def decompressed(

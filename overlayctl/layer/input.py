@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from overlayctl.errors import BadArchive, HostCannot, NotFound, Usage
-from overlayctl.layer import compression
+from overlayctl.layer import compression, magic
 from overlayctl.layer.compression import PIECE, Buffer, Source, chunks, codec, head
 
 if TYPE_CHECKING:
@@ -93,8 +93,8 @@ def open_file(path: str, owned: ExitStack, *, expand: bool) -> Opened:
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIECE)
     stream = _stream(fd)
     first = b""
-    # A pipe may give less than a whole magic number at first.
-    while len(first) < compression.LONGEST_MAGIC and (piece := next(stream, b"")):
+    # A pipe may give less at first than it takes to know what it is.
+    while len(first) < magic.HEAD and (piece := next(stream, b"")):
         first += piece
     kind = codec(first) if expand else "none"
     return Opened(where, pieces=compression.decompressed(_chained(first, stream), kind, where))
