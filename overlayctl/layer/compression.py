@@ -88,7 +88,8 @@ def codec(head: bytes) -> str:
 
 def head(source: Source, length: int = 512) -> bytes:
     """The first bytes of ``source``, fewer if it is shorter."""
-    return os.pread(source.fd, min(length, source.size), source.offset)
+    # What is empty may have no fd.
+    return os.pread(source.fd, min(length, source.size), source.offset) if source.size else b""
 
 
 def begun(pieces: Iterator[Buffer], length: int) -> bytes:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from overlayctl.layer.format import Header
     from overlayctl.layer.stack import Inheritance
 
+MODE = 0o400
+"""Of a layer file."""
 _WRITEBACK = 8 << 20
 _COPY = 64 << 20
 
@@ -70,11 +72,11 @@ class Described(NamedTuple):
     end_marker: bool
 
 
-def new_file(directory: str) -> FileIO:
+def new_file(directory: str, mode: int = MODE) -> FileIO:
     """A new layer file, open, in the new ``directory``."""
     os.mkdir(directory, 0o700)
     path = os.path.join(directory, FILE)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     return os.fdopen(fd, "r+b", buffering=0)
 
 

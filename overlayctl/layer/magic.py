@@ -59,7 +59,7 @@ _TEXT = Foreign("a text", "")
 
 def foreign(head: bytes) -> Foreign | None:
     """What begins with ``head`` (HEAD bytes of it); None for a tar and for what is not known."""
-    if _is_header(head[:_BLOCK]):
+    if is_header(head[:_BLOCK]):
         return None
     known = next((kind for at, magic, kind in _MAGIC if head[at:].startswith(magic)), None)
     return known or (_TEXT if _is_text(head) else None)
@@ -67,13 +67,14 @@ def foreign(head: bytes) -> Foreign | None:
 
 def is_tar(head: bytes) -> bool:
     """Whether ``head`` begins a tar: a header with the right sum, or the zeros of its end."""
-    if _is_header(head[:_BLOCK]):
+    if is_header(head[:_BLOCK]):
         return True
     # A filesystem leaves its first kilobyte to the boot loader.
     return not head[:_BLOCK].strip(b"\0") and foreign(head) is None
 
 
-def _is_header(block: bytes) -> bool:
+def is_header(block: bytes) -> bool:
+    """Whether ``block`` is the header of an entry, by its sum."""
     if len(block) < _BLOCK:
         return False
     try:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from overlayctl.digest import Digest
 from overlayctl.errors import BadInput, BadTar, DigestMismatch
 from overlayctl.kernel import disk
-from overlayctl.layer import ingest
+from overlayctl.layer import ingest, magic
 from overlayctl.layer.compression import Buffer, Source, begun, codec, decompressed
 from overlayctl.layer.format import FILE
 from overlayctl.layer.tar import BLOCK, Limits, Member, TarReader
@@ -93,7 +93,9 @@ class Candidate:
         """
         directory = "" if self._taken else self._directory
         self._taken = True
-        return open(os.path.join(self._directory, FILE), "r+b", buffering=0), directory
+        fd = os.open(os.path.join(self._directory, FILE), os.O_RDWR | os.O_CLOEXEC)
+        os.fchmod(fd, ingest.MODE)
+        return os.fdopen(fd, "r+b", buffering=0), directory
 
     def receive(self, pieces: Iterable[Buffer], advance: Callable[[int], None]) -> None:
         """Store the tar in ``pieces``. Raises what is wrong with it."""
@@ -120,7 +122,8 @@ class Candidate:
                 digest.update(piece)
                 yield piece
 
-        with ingest.new_file(self._directory) as file:
+        # Who may not pass over modes opens it once more, so it is read-only from then on.
+        with ingest.new_file(self._directory, 0o600) as file:
             if kind == "none":
                 tar: Iterator[Buffer] = chain((first,), pieces)
                 received = ingest.receive(file.fileno(), tar, progress=advance)
@@ -177,7 +180,7 @@ class Stream:
     ) -> None:
         start = begun(data, BLOCK)
         pieces = chain((start,), data)
-        if size > SMALL and (codec(start) != "none" or start[257:262] == b"ustar"):
+        if size > SMALL and (codec(start) != "none" or magic.is_header(start[:BLOCK])):
             found = self._found[offset] = self.candidate(size, name)
             self._hand_over(pool, found, pieces)
         else:

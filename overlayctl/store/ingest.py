@@ -82,7 +82,8 @@ class _Arrived(NamedTuple):
     """A tar in a layer file, staged in ``directory`` or stored, whose headers were read.
 
     What stands alone is stored under the digest of its tar, and nothing below changes it: it
-    is neither open nor described. ``damaged`` are those stored with that tar that are not sound.
+    is neither open nor described. Of those stored with that tar, ``damaged`` are
+    found not to be sound, and ``sound`` is the one that was read.
     """
 
     file: FileIO | None
@@ -90,6 +91,7 @@ class _Arrived(NamedTuple):
     described: Described | None
     directory: str
     damaged: frozenset[str] = frozenset()
+    sound: str = ""
 
 
 def look_for_room(layout: Layout, wanted: Sequence[Wanted]) -> None:
@@ -180,11 +182,11 @@ def _arrive(
                 received = Received(index.header.diff_id, index.header.tar_size)
                 alone = len(name) == 64 and not index.header.wants
             if alone:
-                return _Arrived(None, received, None, "")
+                return _Arrived(None, received, None, "", sound=name)
             # On these layers the same tar may inherit otherwise.
             owned.push(opening.pop_all())
         described = ingest.describe(file.fileno(), received)
-        return _Arrived(file, received, described, "", frozenset(damaged))
+        return _Arrived(file, received, described, "", frozenset(damaged), name)
     if isinstance(layer.source, Candidate):
         received = layer.source.received(layer.blob)
         if layer.diff_id is not None and received.diff_id != layer.diff_id:
@@ -229,8 +231,9 @@ def _seal_in_order(
                 unended.append(f"layer {number + 1} has no end marker: the tar may have been cut")
             inherited = inherit(described.wants, Stack(below[::-1]))
             name = inherited.name(diff_id)
-            sound = layers.exists(layout, name) and name not in arrived.damaged
-            if name not in staged and not sound:
+            there = layers.exists(layout, name)
+            harmed = there and name not in staged and _is_damaged(layout, name, arrived)
+            if name not in staged and (harmed or not there):
                 file, directory = arrived.file, arrived.directory
                 if file is None or not directory or directory in used:
                     directory = os.path.join(staging, f"again-{number}")
@@ -239,7 +242,7 @@ def _seal_in_order(
                 used.add(directory)
                 ingest.seal(file.fileno(), arrived.received, described, inherited)
                 staged[name] = directory
-                if name in arrived.damaged:
+                if harmed:
                     damaged.add(name)
                 syncing.append(pool.submit(finish, file, directory))
                 for kind, paths in described.tree.notes.items():
@@ -265,6 +268,18 @@ def _seal_in_order(
             *masking.notes,
         ),
     )
+
+
+def _is_damaged(layout: Layout, name: str, arrived: _Arrived) -> bool:
+    """Whether a stored layer with the tar that arrived is not sound."""
+    if name == arrived.sound or name in arrived.damaged:
+        return name in arrived.damaged
+    # Another one with the same tar was read.
+    fd = layers.open_file(layout, name)
+    try:
+        return bool(verify(fd))
+    finally:
+        os.close(fd)
 
 
 def _copied(arrived: _Arrived, directory: str, owned: ExitStack) -> FileIO:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import hashlib
 import json
@@ -13,16 +14,20 @@ import signal
 import subprocess
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import IO
 
 import pytest
 
 from overlayctl.engine import Engine
+from overlayctl.errors import DigestMismatch
 from tests.archives import diff_id
 from tests.cli.conftest import Shell
 from tests.layer.tars import directory, entry, hardlink, symlink, tar
+from tests.rootmount import require
 from tests.store.stores import Silent
 
 MIB = 1 << 20
@@ -370,15 +375,101 @@ def test_a_stream_in_pieces_of_any_size(run: Shell, tmp_path: Path) -> None:
         run("rmi", "demo:1")
 
 
+def test_a_signal_while_a_layer_ends_is_obeyed(run: Shell) -> None:
+    """The threads that store lag behind, so most of the time is spent waiting for them."""
+    packed = bz2.compress(tar(entry("a", data=random.Random(3).randbytes(5_000_000))))
+    data = b"".join(entry(str(number), data=packed) for number in range(8))
+    for moment in (0.6, 0.7, 0.8):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "overlayctl", "--root", run.store, "load", "-"],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+        assert process.stdin
+        feeder = threading.Thread(target=_feed, args=(process.stdin, data))
+        feeder.start()
+        time.sleep(moment)
+        process.send_signal(signal.SIGTERM)
+        try:
+            assert process.wait(20) == 128 + signal.SIGTERM
+        finally:
+            process.kill()
+            feeder.join()
+        assert os.listdir(f"{run.store}/ingest") == []
+
+
+def _feed(pipe: IO[bytes], data: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError), pipe:
+        pipe.write(data)
+
+
+def test_what_a_failed_load_has_not_begun_is_not_done(run: Shell, tmp_path: Path) -> None:
+    class Counting(Silent):
+        done = 0
+
+        def advance(self, count: int) -> None:
+            self.done += count
+
+    tars = [layer(str(number)) for number in range(40)]
+    stored = [(str(number), data) for number, data in enumerate(tars)]
+    file = tmp_path / "a.tar"
+    file.write_bytes(archive(("0", layer("other")), *stored[1:], tars=tars))
+    counting = Counting()
+    with pytest.raises(DigestMismatch):
+        Engine.open(run.store, create=True).load(
+            str(file), tag=None, platform=None, progress=counting
+        )
+    assert MIB < counting.done < 20 * MIB
+
+
+def test_every_form_of_a_tar_is_healed(run: Shell) -> None:
+    """Two layers have one tar; the one that inherits is damaged alone."""
+    bare = tar(entry("d/file", data=NOISE))
+    tars = [bare, tar(directory("d", mode=0o700)), bare]
+    data = archive(*((str(n), data) for n, data in enumerate(tars)), tars=tars)
+    load(run, data)
+    (stored,) = Path(run.store, "layers").glob("*-*/layer.erofs")
+    with stored.open("r+b") as damaged:
+        damaged.seek(4096 + 600)
+        damaged.write(b"damage")
+    assert run.findings().count("layer-damaged") == 1
+    assert b"was damaged" in load(run, data).stderr
+    assert os.listdir(stored.parent) == ["layer-2.erofs"]
+    assert b"was damaged" not in load(run, data).stderr
+
+
+def test_a_text_that_looks_like_a_tar_at_one_place_is_a_text(run: Shell) -> None:
+    one = layer("a")
+    rootfs = {"type": "layers", "diff_ids": [diff_id(one)]}
+    start = '{"padding": "'
+    config = json.dumps(
+        {"padding": "x" * (257 - len(start)) + "ustar" + "x" * MIB, "os": "linux", "rootfs": rootfs}
+    ).encode()
+    assert config[257:262] == b"ustar"
+    manifest = json.dumps([{"Config": "c", "RepoTags": ["demo:1"], "Layers": ["0"]}]).encode()
+    load(
+        run,
+        tar(entry("c", data=config), entry("0", data=one), entry("manifest.json", data=manifest)),
+    )
+    assert list(seen(run)) == ["a"]
+
+
+def test_a_stream_of_empty_files_is_no_image(run: Shell) -> None:
+    done = load(run, tar(entry("version"), entry("manifest.json")), ok=1)
+    assert b"manifest.json is no JSON" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"PK\x03\x04" + bytes(4000), "it is a zip archive"),
-        (b"!<arch>\ndebian-binary" + bytes(100), "it is a Debian package"),
-        (b"a text\n" * 900, "it is a text"),
+        (b"hello\n" * 20_000, b"it is a text"),
+        (b"hello\n", b"it is a text"),
+        (b"<html>" + NOISE, b"it is an HTML or XML text"),
+        (b"\x04\x22\x4d\x18" + NOISE, b"it is lz4 data"),
+        (bytes(1024) + b"\xe2\xe1\xf5\xe0" + NOISE, b"it is an EROFS image"),
     ],
 )
-def test_what_is_no_layer_is_named_by_import_of_a_pipe(run: Shell, data: bytes, words: str) -> None:
+def test_what_is_no_layer_is_named_from_a_pipe_too(run: Shell, data: bytes, words: bytes) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "overlayctl", "--root", run.store, "import", "-", "demo:1"],
         input=data,
@@ -386,4 +477,22 @@ def test_what_is_no_layer_is_named_by_import_of_a_pipe(run: Shell, data: bytes, 
         check=False,
     )
     assert done.returncode == 1
-    assert words in done.stderr.decode()
+    assert b"standard input is no layer: " + words in done.stderr
+
+
+def test_a_root_that_modes_bind_loads_from_a_pipe(run: Shell) -> None:
+    require("setpriv")
+    one = layer("a")
+    done = subprocess.run(
+        [
+            *("setpriv", "--bounding-set", "-dac_override,-dac_read_search"),
+            *(sys.executable, "-m", "overlayctl", "--root", run.store, "load", "-"),
+        ],
+        input=archive(("0", one), tars=[one]),
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done
+    (stored,) = Path(run.store, "layers").glob("*/layer.erofs")
+    assert stored.stat().st_mode & 0o777 == 0o400
+    assert list(seen(run)) == ["a"]
