@@ -22,8 +22,8 @@ program does not depend on it.
 """
 
 import collections
-import contextlib
 import ctypes
+import errno
 import os
 import pathlib
 import shutil
@@ -405,10 +405,14 @@ def mount_table() -> Iterator[Mount]:
 def loop_devices() -> Iterator[tuple[str, str]]:
     """Read the loop devices in use, whoever uses them: no namespace separates them."""
     for device in sorted(pathlib.Path("/sys/block").glob("loop*")):
-        # A device that goes meanwhile is not in use.
-        with contextlib.suppress(FileNotFoundError):
+        try:
             backing = (device / "loop" / "backing_file").read_bytes()
-            yield device.name, os.fsdecode(backing.rstrip(b"\n"))
+        except OSError as error:
+            # A device that goes meanwhile is not in use.
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
+            continue
+        yield device.name, os.fsdecode(backing.rstrip(b"\n"))
 
 
 def _temporary(config: pytest.Config) -> pathlib.Path:
