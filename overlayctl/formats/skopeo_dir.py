@@ -8,16 +8,15 @@ and the manifests that it names are ``HEX.manifest.json``. There are no names in
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from overlayctl import digest
 from overlayctl.layer.archive import READ_LIMIT
 from overlayctl.layer.compression import Source, head
+from overlayctl.layer.input import Closing
 
 if TYPE_CHECKING:
-    from types import TracebackType
-    from typing import Self
-
     from overlayctl.layer.archive import Archive
     from overlayctl.layer.stream import Candidate
 
@@ -35,12 +34,15 @@ def detect(archive: Archive) -> bool:
     return isinstance(version, Source) and head(version).startswith(_SAYS)
 
 
-class AsLayout:
-    """Such a directory with the names of an OCI layout, whose only image has no name."""
+class AsLayout(Closing):
+    """Such a directory with the names of an OCI layout, whose only image has no name.
+
+    The directory stays the caller's.
+    """
 
     def __init__(self, archive: Archive) -> None:
+        super().__init__(archive.where, ExitStack())
         self._archive = archive
-        self.where = archive.where
         manifest = archive.read(_MANIFEST)
         self._manifest = digest.of_bytes(manifest)
         entry = {"digest": self._manifest, "size": len(manifest)}
@@ -69,15 +71,3 @@ class AsLayout:
             return _MANIFEST
         listed = f"{digits}.manifest.json"
         return listed if self._archive.exists(listed) else digits
-
-    def __enter__(self) -> Self:
-        self._archive.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._archive.__exit__(kind, error, trace)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from overlayctl.digest import DiffID
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from overlayctl.layer.format import Header
     from overlayctl.layer.stack import Inheritance
 
+CORES = os.cpu_count() or 1
 MODE = 0o400
 """Of a layer file."""
 _WRITEBACK = 8 << 20
@@ -55,6 +58,23 @@ class Advance:
     def stop(self) -> None:
         """Let whoever calls next know."""
         self._stopped = True
+
+
+@contextmanager
+def threads(told: Callable[[int], None]) -> Iterator[tuple[ThreadPoolExecutor, Advance]]:
+    """Threads, one for each core, and what ``told`` is told through.
+
+    None is left at the end of the block: what is not begun is not done, what is in the middle
+    of a layer is stopped.
+    """
+    advance = Advance(told)
+    pool = ThreadPoolExecutor(CORES)
+    try:
+        yield pool, advance
+    finally:
+        # Before they are waited for.
+        advance.stop()
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 class Received(NamedTuple):

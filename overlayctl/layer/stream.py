@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 SMALL = 64 << 10
 _AHEAD = 4
-_CORES = os.cpu_count() or 1
 
 
 class _Arrived(NamedTuple):
@@ -144,7 +143,7 @@ class Stream:
     ) -> None:
         self._place = place
         self._owned = owned
-        self._advance = ingest.Advance(advance)
+        self._told = advance
         self._kept = -1
         self._end = 0
         self._found: dict[int, Candidate | int] = {}
@@ -155,15 +154,11 @@ class Stream:
 
         Raises BadTar, and what hinders storing; not what is wrong with a member.
         """
-        with ThreadPoolExecutor(_CORES) as pool:
-            try:
-                yield from _Passing(pieces, partial(self._store, pool), limits)
-                for _ in pieces:
-                    pass
-                self._wait(0)
-            except BaseException:
-                self._advance.stop()
-                raise
+        with ingest.threads(self._told) as (pool, advance):
+            yield from _Passing(pieces, partial(self._store, pool, advance), limits)
+            for _ in pieces:
+                pass
+            self._wait(0)
 
     def content(self, offset: int, size: int, name: str) -> Source | Candidate:
         """The ``size`` bytes that were at ``offset``."""
@@ -176,25 +171,35 @@ class Stream:
         return Candidate(directory, size, name)
 
     def _store(
-        self, pool: ThreadPoolExecutor, name: str, offset: int, size: int, data: Iterator[Buffer]
+        self,
+        pool: ThreadPoolExecutor,
+        advance: ingest.Advance,
+        name: str,
+        offset: int,
+        size: int,
+        data: Iterator[Buffer],
     ) -> None:
         start = begun(data, BLOCK)
         pieces = chain((start,), data)
         if size > SMALL and (codec(start) != "none" or magic.is_header(start[:BLOCK])):
             found = self._found[offset] = self.candidate(size, name)
-            self._hand_over(pool, found, pieces)
+            self._hand_over(pool, advance, found, pieces)
         else:
             self._found[offset] = self._end
             self._keep(pieces)
 
     def _hand_over(
-        self, pool: ThreadPoolExecutor, candidate: Candidate, pieces: Iterable[Buffer]
+        self,
+        pool: ThreadPoolExecutor,
+        advance: ingest.Advance,
+        candidate: Candidate,
+        pieces: Iterable[Buffer],
     ) -> None:
         """Let a thread receive it, a few pieces behind."""
-        self._wait(_CORES)
+        self._wait(ingest.CORES)
         ahead = _Ahead()
         try:
-            candidate.arrival = pool.submit(candidate.receive_from, ahead, self._advance)
+            candidate.arrival = pool.submit(candidate.receive_from, ahead, advance)
             self._running.add(candidate.arrival)
             for piece in pieces:
                 ahead.put(piece)

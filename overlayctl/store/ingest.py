@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -27,6 +26,7 @@ from overlayctl.layer.stream import Candidate
 from overlayctl.store import layers, records
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
     from io import FileIO
 
     from overlayctl.layout import Layout
@@ -139,12 +139,7 @@ def ingest_layers(
 def _ingest(
     layout: Layout, staging: str, wanted: Sequence[Wanted], progress: Progress, *, unpacked: bool
 ) -> Ingested:
-    advance = ingest.Advance(progress.advance)
-    with ExitStack() as owned, ExitStack() as ending:
-        pool = ThreadPoolExecutor(os.cpu_count() or 1)
-        ending.callback(pool.shutdown, wait=True, cancel_futures=True)
-        # Before they are waited for.
-        ending.callback(advance.stop)
+    with ExitStack() as owned, ingest.threads(progress.advance) as (pool, advance):
         arrivals: dict[DiffID | int, Future[_Arrived]] = {}
         stored: dict[str, list[str]] = {}
         for name in layers.listed(layout):
