@@ -6,18 +6,10 @@ started is stopped by its process id.
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import tempfile
-import time
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from tests.oracles import command
-
-START_SECONDS = 60
-STOP_SECONDS = 30
+from tests.oracles.peers import Daemon
 
 # Containers get no more files than are allowed in a container that runs the tests. Locks in files,
 # not in a shared memory that every podman of the machine has.
@@ -87,34 +79,15 @@ class Podman:
         self.buildah("commit", "--quiet", "--rm", container, image)
 
 
-class Containerd:
+class Containerd(Daemon):
     """``with Containerd(directory) as containerd: containerd.ctr("images", "ls")``.
 
-    Its data goes to ``directory``; its socket has a short path, for a Unix socket's name ends at
-    107 bytes.
+    Its data goes to ``directory``.
     """
 
     def __init__(self, directory: Path) -> None:
+        super().__init__()
         self._home = directory
-        self._run = Path()
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> Self:
-        self._run = Path(tempfile.mkdtemp(prefix="containerd."))
-        try:
-            self._start()
-        except BaseException:
-            self._stop()
-            raise
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop()
 
     def argv(self, *words: command.Argument) -> list[command.Argument]:
         """The command that runs containerd's client against this daemon."""
@@ -127,34 +100,4 @@ class Containerd:
     def _start(self) -> None:
         config = self._run / "config.toml"
         config.write_text(_CONTAINERD_CONFIG.format(home=self._home, run=self._run))
-        log = self._home / "log"
-        with log.open("wb") as file:
-            self._process = subprocess.Popen(
-                ["containerd", "--config", config],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                self.ctr("version")
-            except command.CommandError as error:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    said = log.read_text(errors="replace")[-4000:]
-                    raise AssertionError(f"containerd did not start:\n{said}") from error
-                time.sleep(0.05)
-            else:
-                return
-
-    def _stop(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            self._process = None
-        shutil.rmtree(self._run)
+        self._launch(["containerd", "--config", config], lambda: self.ctr("version"))

@@ -13,10 +13,10 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
+from typing import Self
 
 from . import command
 
@@ -28,28 +28,23 @@ STOP_SECONDS = 30
 RUN_OPTIONS = ("--security-opt", "seccomp=unconfined", "--network", "host")
 
 
-class DockerdError(Exception):
-    """The daemon did not start, or does not answer."""
+class DaemonError(Exception):
+    """A daemon did not start, or is not running."""
 
 
-class Dockerd:
-    """``with Dockerd() as docker: docker.load(path)``.
+class Daemon:
+    """A daemon with data in ``_home`` and sockets in ``_run``: it lives as long as the ``with``.
 
-    ``directory`` is where the daemon's data goes (into a new directory, removed at the end): it has
-    to be on a filesystem that overlay accepts for an upper directory. The socket has a short path
-    of its own, because a Unix socket's name ends at 107 bytes.
+    A Unix socket's name ends at 107 bytes, so ``_run`` has a short path.
     """
 
-    def __init__(self, directory: Path | None = None) -> None:
-        self._parent = directory
+    def __init__(self) -> None:
         self._home = Path()
         self._run = Path()
         self._process: subprocess.Popen[bytes] | None = None
-        self._log: IO[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self._home = Path(tempfile.mkdtemp(prefix="dockerd.", dir=self._parent or "/var/tmp"))
-        self._run = Path(tempfile.mkdtemp(prefix="dockerd."))
+        self._run = Path(tempfile.mkdtemp(prefix=f"{type(self).__name__.lower()}."))
         try:
             self._start()
         except BaseException:
@@ -65,11 +60,64 @@ class Dockerd:
     ) -> None:
         self._stop()
 
+    def log(self) -> str:
+        """What the daemon has written so far."""
+        return (self._home / "log").read_text(errors="replace")
+
+    def _start(self) -> None:
+        raise NotImplementedError
+
+    def _launch(self, argv: Sequence[command.Argument], ask: Callable[[], object]) -> None:
+        """Start it, and wait until ``ask`` is answered."""
+        with (self._home / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                ask()
+            except command.CommandError as error:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    name = type(self).__name__
+                    raise DaemonError(f"{name} did not start:\n{self.log()[-4000:]}") from error
+                time.sleep(0.1)
+            else:
+                return
+
+    def _stop(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                # It leads a session of its own: its shims go with it.
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+            self._process = None
+        _remove(self._run)
+
+
+class Dockerd(Daemon):
+    """``with Dockerd() as docker: docker.load(path)``.
+
+    ``directory`` is where the daemon's data goes (into a new directory, removed at the end): it has
+    to be on a filesystem that overlay accepts for an upper directory.
+    """
+
+    def __init__(self, directory: Path | None = None) -> None:
+        super().__init__()
+        self._parent = directory
+
     @property
     def pid(self) -> int:
         """The daemon's process id, for who wants to measure its memory or time."""
         if self._process is None:
-            raise DockerdError("dockerd is not running")
+            raise DaemonError("dockerd is not running")
         return self._process.pid
 
     @property
@@ -81,10 +129,6 @@ class Dockerd:
     def host(self) -> str:
         """What ``DOCKER_HOST`` has to be for a client of this daemon."""
         return f"unix://{self._run}/docker.sock"
-
-    def log(self) -> str:
-        """What the daemon has written so far."""
-        return (self._home / "log").read_text(errors="replace")
 
     def docker(self, *args: command.Argument) -> str:
         """Run the docker client against this daemon; return its stdout, stripped.
@@ -123,7 +167,8 @@ class Dockerd:
             self.docker("rm", "--force", container)
 
     def _start(self) -> None:
-        self._log = (self._home / "log").open("wb")
+        self._home = Path(tempfile.mkdtemp(prefix="dockerd.", dir=self._parent or "/var/tmp"))
+        (self._home / "daemon.json").write_text("{}")
         argv: list[command.Argument] = [
             "dockerd",
             *(
@@ -137,42 +182,19 @@ class Dockerd:
             *("--host", self.host, "--config-file", self._home / "daemon.json"),
             *("--iptables=false", "--bridge=none"),
         ]
-        (self._home / "daemon.json").write_text("{}")
-        self._process = subprocess.Popen(
-            argv,
-            stdin=subprocess.DEVNULL,
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                self.docker("version")
-            except command.CommandError as error:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise DockerdError(f"dockerd did not start:\n{self.log()[-4000:]}") from error
-                time.sleep(0.1)
-            else:
-                return
+        self._launch(argv, lambda: self.docker("version"))
 
     def _stop(self) -> None:
-        if self._process is not None:
-            self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                # It leads a session of its own: containerd and the shims go with it.
-                os.killpg(self._process.pid, signal.SIGKILL)
-                self._process.wait()
-            self._process = None
-        if self._log is not None:
-            self._log.close()
-        for directory in (self._run, self._home):
-            # The daemon leaves its network namespace's mount behind, and after a kill its overlays.
-            for mountpoint in reversed(_mounts_below(directory)):
-                command.output("umount", "--lazy", mountpoint)
-            shutil.rmtree(directory)
+        super()._stop()
+        if self._home != Path():
+            _remove(self._home)
+
+
+def _remove(directory: Path) -> None:
+    # Dockerd leaves its network namespace's mount behind, and after a kill its overlays.
+    for mountpoint in reversed(_mounts_below(directory)):
+        command.output("umount", "--lazy", mountpoint)
+    shutil.rmtree(directory)
 
 
 def _mounts_below(directory: Path) -> list[str]:
