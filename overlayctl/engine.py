@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from overlayctl.mount import Merged, Rung
     from overlayctl.runtime.export import Exported
     from overlayctl.runtime.loading import Loaded
+    from overlayctl.runtime.process import Command
     from overlayctl.runtime.prune import Pruned
     from overlayctl.runtime.removal import Removed
     from overlayctl.store.check import Finding
@@ -344,6 +345,28 @@ class Engine:
         from overlayctl.runtime import mounts
 
         return mounts.unmount_container(self.store, name, lazy=lazy)
+
+    def run(
+        self, image: str, *, name: str | None, asked: Config, labels: Mapping[str, str],
+        runtime: str, note: Callable[[str], None],
+    ) -> int:  # fmt: skip
+        """Make a container of an image and run its command; the command's exit status.
+
+        ``note`` is told what a person should know. Raises CommandNotFound, CannotExecute.
+        """
+        from overlayctl.runtime import process
+
+        return process.run(
+            self.store, image, name=name, asked=asked, labels=labels, runtime=runtime, note=note
+        )
+
+    def execute(
+        self, name: str, command: Command, *, runtime: str, note: Callable[[str], None]
+    ) -> int:
+        """Execute a command in a container, running or not; its exit status."""
+        from overlayctl.runtime import process
+
+        return process.execute(self.store, name, command, runtime=runtime, note=note)
 
     def export_container(self, name: str, write: Callable[[bytes], object]) -> Exported:
         """Give ``write`` the container's merged tree as a tar, mounted or not.

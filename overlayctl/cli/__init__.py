@@ -26,6 +26,8 @@ _SHORT = {
     "tag": ("image", "app", "tag"),
     "rmi": ("image", "app", "rm"),
     "create": ("making", "app", "create"),
+    "run": ("process", "app", "run"),
+    "exec": ("process", "app", "exec"),
     "ps": ("container", "app", "ls"),
     "rm": ("container", "app", "rm"),
     "export": ("container", "app", "export"),
@@ -44,8 +46,6 @@ _PROCESSES = "is not here: a container is an image and a writable layer, without
 _UNPACK = "overlayctl container mount NAME, then work in the directory that it prints"
 
 _WORDS: dict[str, tuple[str, str]] = {
-    "run": (_LATER, 'chroot "$(overlayctl container mount NAME)" COMMAND'),
-    "exec": (_LATER, 'chroot "$(overlayctl container mount NAME)" COMMAND'),
     "commit": (_LATER, "overlayctl container inspect NAME shows the upper directory to pack"),
     "diff": (_LATER, "list the UpperDir that overlayctl container inspect NAME shows"),
     "save": (_LATER, "keep the archive that the image was loaded from"),

@@ -121,13 +121,20 @@ def _mountpoint(target: str) -> bool:
     return True
 
 
-def mount_container(store: Store, key: str, *, volatile: bool, xino: bool) -> str:
+def mount_container(
+    store: Store, key: str, *, volatile: bool, xino: bool, held: bool = True
+) -> str:
     """Mount a container's writable view; the path, also if it is mounted here already.
 
-    Raises InUse if another mount namespace has it, KernelRefused for less than was asked.
+    ``held`` is whether it stays mounted until somebody unmounts it; else whoever is the last to
+    run something in it does. Raises InUse if another mount namespace has it, KernelRefused for
+    less than was asked.
     """
     with store.holding(key):
-        return store.attaching(lambda: _mount_container(store, key, volatile=volatile, xino=xino))
+        path = store.attaching(lambda: _mount_container(store, key, volatile=volatile, xino=xino))
+        if held:
+            os.close(os.open(store.layout.held(key), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC))
+    return path
 
 
 def _mount_container(store: Store, key: str, *, volatile: bool, xino: bool) -> str:
@@ -195,6 +202,8 @@ def unmount_container(store: Store, name: str, *, lazy: bool) -> str:
                 raise InUse(f"container {name}", [holder(v, name) for v in others])
             raise NotFound(f"container {name} is not mounted", hint="overlayctl mounts")
         unmount(store, own[-1], lazy=lazy)
+        with suppress(FileNotFoundError):
+            os.unlink(store.layout.held(found.id))
     return found.id
 
 
