@@ -72,16 +72,16 @@ def prune(
     Containers, and the images that they or a mount use, stay. Lists it first, and asks.
     """
     store = engine()
-    agreed = None
+    limit = None
     if not dry_run and not force:
-        _somebody_to_ask("prune removes images and layers")
-        agreed = store.prune(everything=everything, dry_run=True)
-        for one in _pruned(agreed):
+        somebody_to_ask("prune removes images and layers")
+        limit = store.prune(everything=everything, dry_run=True)
+        for one in _pruned(limit):
             note(f"{one} would go")
-        if any(agreed[:3]) and not _agreed(f"Free {render.size(agreed.freed)}?"):
+        if any(limit[:3]) and not agreed(f"Free {render.size(limit.freed)}?"):
             note("overlayctl: nothing was removed")
             return 1
-    done = store.prune(everything=everything, dry_run=dry_run, agreed=agreed)
+    done = store.prune(everything=everything, dry_run=dry_run, agreed=limit)
     if asked.json:
         render.document(
             {
@@ -112,7 +112,7 @@ def _pruned(what: "Pruned") -> list[str]:
     ]
 
 
-def _somebody_to_ask(what: str) -> None:
+def somebody_to_ask(what: str) -> None:
     """Raise Usage where nobody could answer."""
     if sys.stdin is None or not sys.stdin.isatty():
         raise Usage(f"{what} and nobody is here to ask", hint="add --yes")
@@ -127,13 +127,13 @@ def reset(*, dry_run: DryRun = False, force: Unasked = False) -> int:
     store = engine()
     listed = store.reset(dry_run=True)
     if not dry_run and not force:
-        _somebody_to_ask("reset removes everything")
+        somebody_to_ask("reset removes everything")
         sys.stderr.write("This would go:\n")
     if dry_run or not asked.json:
         (render.document if asked.json else render.tree)(listed)
     if dry_run:
         return 0
-    if not force and not _agreed("Remove all of it?"):
+    if not force and not agreed("Remove all of it?"):
         note("overlayctl: nothing was removed")
         return 1
     removed = store.reset(dry_run=False)
@@ -142,7 +142,7 @@ def reset(*, dry_run: DryRun = False, force: Unasked = False) -> int:
     return 0
 
 
-def _agreed(question: str) -> bool:
+def agreed(question: str) -> bool:
     """Whether a person types yes."""
     sys.stdout.flush()
     sys.stderr.write(f"{question} Type yes: ")
@@ -156,14 +156,19 @@ def inspect(
     *,
     template: Format = None,
     kind: Annotated[
-        str | None, typer.Option("--type", metavar="image|container", help="Only of this kind.")
+        str | None,
+        typer.Option("--type", metavar="image|container|volume", help="Only of this kind."),
     ] = None,
 ) -> int:
-    """Show everything about images and containers, as JSON."""
-    if kind not in {None, "image", "container"}:
-        raise Usage(f"--type is image or container, not {kind!r}", hint="--type image")
+    """Show everything about containers, images and volumes, as JSON."""
+    if kind not in {None, "image", "container", "volume"}:
+        raise Usage(f"--type is image, container or volume, not {kind!r}", hint="--type image")
     store = engine()
-    ways = {"image": store.inspect_image, "container": store.inspect_container}
+    ways = {
+        "image": store.inspect_image,
+        "container": store.inspect_container,
+        "volume": store.inspect_volume,
+    }
     return render.inspected(names, ways.get(kind or "", store.inspect), template)
 
 

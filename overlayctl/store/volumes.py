@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, NamedTuple
 from overlayctl import names
 from overlayctl.errors import Conflict, Damaged, HostCannot, NotFound
 from overlayctl.kernel import rooted
-from overlayctl.store import records
+from overlayctl.store import containers, records
 from overlayctl.store.records import fault
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from overlayctl.layout import Layout
+    from overlayctl.store.containers import Container
 
 _RECORDS = ("volume.json", "keep")
 
@@ -148,6 +149,16 @@ def find(layout: Layout, name: str) -> Volume:
         return get(layout, name)
     except (Damaged, HostCannot):
         return Volume(name, {}, "", anonymous=False)
+
+
+def users(layout: Layout) -> dict[str, list[Container]]:
+    """The containers that name each volume, running or not."""
+    found: dict[str, list[Container]] = {}
+    for container in containers.readable(layout):
+        named = [one.source for one in container.config.mounts if one.kind == "volume"]
+        for name in dict.fromkeys(named):
+            found.setdefault(name, []).append(container)
+    return found
 
 
 def data(layout: Layout, name: str) -> str:
