@@ -36,7 +36,7 @@ _SHORT = {
 }
 """Docker's short forms: the module, its application, the command there."""
 
-_NOUNS = ("image", "layer", "container", "system")
+_NOUNS = ("image", "layer", "container", "volume", "system")
 
 _VERSION = "--version"
 
@@ -52,7 +52,6 @@ _WORDS: dict[str, tuple[str, str]] = {
     "save": (_LATER, "keep the archive that the image was loaded from"),
     "cp": (_LATER, _UNPACK),
     "df": (_LATER, "overlayctl layer ls and image ls show sizes"),
-    "volume": (_LATER, "mount --bind a directory into the path that container mount prints"),
     "with": (_LATER, "overlayctl mount NAME, then umount NAME"),
     "whence": (_LATER, "overlayctl layer files REF:N lists one layer"),
     "find": (_LATER, "overlayctl layer files REF:N lists one layer"),

@@ -139,14 +139,19 @@ def inspect(
     *,
     template: Format = None,
     kind: Annotated[
-        str | None, typer.Option("--type", metavar="image|container", help="Only of this kind.")
+        str | None,
+        typer.Option("--type", metavar="image|container|volume", help="Only of this kind."),
     ] = None,
 ) -> int:
-    """Show everything about images and containers, as JSON."""
-    if kind not in {None, "image", "container"}:
-        raise Usage(f"--type is image or container, not {kind!r}", hint="--type image")
+    """Show everything about containers, images and volumes, as JSON."""
+    if kind not in {None, "image", "container", "volume"}:
+        raise Usage(f"--type is image, container or volume, not {kind!r}", hint="--type image")
     store = engine()
-    ways = {"image": store.inspect_image, "container": store.inspect_container}
+    ways = {
+        "image": store.inspect_image,
+        "container": store.inspect_container,
+        "volume": store.inspect_volume,
+    }
     return render.inspected(names, ways.get(kind or "", store.inspect), template)
 
 

@@ -112,6 +112,27 @@ def images(layout: Layout, rows: Iterable[Row], texts: Sequence[str]) -> list[An
     )
 
 
+def volumes(rows: Iterable[Row], texts: Sequence[str]) -> list[Any]:
+    """The volumes that fit (docker volume ls, "Filtering"). Raises Usage."""
+    return select(
+        rows,
+        texts,
+        {
+            "dangling": lambda text: _unused(dangling=yes(text)),
+            "driver": lambda text: lambda row: bool(row["Driver"] == text),
+            "label": label,
+            "name": lambda text: lambda row: text in row["Name"],
+        },
+    )
+
+
+def wanted_labels(texts: Sequence[str]) -> dict[str, str | None]:
+    """The labels that filters name, and their values, None where any will do. Raises Usage."""
+    select((), texts, {"label": label})
+    pairs = [text.partition("=")[2].partition("=") for text in texts]
+    return {key: value if equals else None for key, equals, value in pairs}
+
+
 def label(text: str) -> Test:
     """Whether a row has the label ``KEY``, or ``KEY=VALUE``."""
     key, equals, value = text.partition("=")
@@ -155,6 +176,10 @@ def _newer(when: str) -> Test:
 
 def _untagged(*, dangling: bool) -> Test:
     return lambda row: dangling == (not row["RepoTags"])
+
+
+def _unused(*, dangling: bool) -> Test:
+    return lambda row: dangling == (not row["UsedBy"])
 
 
 def _status(text: str) -> Test:
