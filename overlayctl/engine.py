@@ -92,12 +92,20 @@ class Engine:
 
         return loading.import_layers(self.store, paths, reference=reference, progress=progress)
 
-    def images(self) -> list[dict[str, Any]]:
-        """One row for each image, newest first."""
+    def images(self, *, filters: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """One row for each image that fits the filters, newest first.
+
+        Raises Usage for a filter that there is not.
+        """
         from overlayctl.inspect import describe
 
         with self._seeing_all():
-            return describe.image_rows(self.layout)
+            rows = describe.image_rows(self.layout)
+            if not filters:
+                return rows
+            from overlayctl.inspect import filters as given
+
+            return given.images(self.layout, rows, filters)
 
     def inspect_image(self, name: str) -> dict[str, Any]:
         """The ``image inspect`` of docker; every layer is attached first, so each path is there."""
@@ -286,29 +294,40 @@ class Engine:
         merged = self.mount_container(made.id, volatile=False, xino=False) if mount else None
         return Created(made.id, made.name, merged)
 
-    def containers(self, *, everything: bool) -> list[dict[str, Any]]:
-        """One row for each container that is mounted, or for all."""
-        from overlayctl.inspect import describe
+    def containers(
+        self, *, everything: bool, filters: Sequence[str] = (), sizes: bool = False
+    ) -> list[dict[str, Any]]:
+        """One row for each container that is mounted or runs, or for all, that fits the filters.
+
+        Raises Usage for a filter that there is not.
+        """
+        from overlayctl.inspect import container
 
         with self._seeing_all():
-            return describe.container_rows(self.layout, self._views(), everything=everything)
+            found = container.rows(self.layout, self._views(), everything=everything)
+            if filters:
+                from overlayctl.inspect import filters as given
+
+                found = given.containers(self.layout, found, filters)
+        return container.with_sizes(self.store, found) if sizes else found
 
     def _views(self) -> dict[str, Merged]:
         from overlayctl.runtime import mounts
 
         return {v.id: v for v in mounts.mounted(self.store) if v.kind == "container"}
 
-    def inspect_container(self, name: str) -> dict[str, Any]:
+    def inspect_container(self, name: str, *, sizes: bool = False) -> dict[str, Any]:
         """The ``container inspect`` of docker, the layers attached."""
-        from overlayctl.inspect import describe
+        from overlayctl.inspect import container
 
         def act() -> dict[str, Any]:
             found = containers.resolve(self.layout, name)
             snapshot = snapshots.find(self.layout, found.id)
             unseen = self.store.attach_or_why(snapshot.layers if snapshot else ())
-            return describe.container(self.layout, found, self._views(), unseen)
+            return container.describe(self.layout, found, self._views(), unseen)
 
-        return self.store.attaching(act)
+        told = self.store.attaching(act)
+        return {**told, **container.sizes(self.store, told["Id"])} if sizes else told
 
     def inspect(self, name: str) -> dict[str, Any]:
         """The container of that name, else the image, else the volume."""
@@ -362,6 +381,23 @@ class Engine:
 
         return export.export_container(self.store, name, write)
 
+    def rename_container(self, name: str, new: str) -> None:
+        """Give a container another name. Raises NotFound, Usage, Conflict for one that is taken."""
+        with self.store.deciding():
+            containers.rename(self.layout, containers.resolve(self.layout, name), new)
+
+    def prune_containers(
+        self, *, filters: Sequence[str] = (), dry_run: bool, agreed: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Remove the containers that are neither mounted nor running, anywhere; their rows.
+
+        ``agreed``, ids of a dry run, limits it. What somebody began to use meanwhile stays.
+        """
+        from overlayctl.runtime import removal
+
+        rows = self.containers(everything=True, filters=filters, sizes=True)
+        return removal.prune_containers(self.store, rows, dry_run=dry_run, agreed=agreed)
+
     def remove_container(self, name: str, *, force: bool, dry_run: bool) -> str:
         """Remove a container and what was written in it; its id.
 
@@ -379,12 +415,16 @@ class Engine:
 
         return volumes.create(self.store, name, labels)
 
-    def volumes(self, *, sizes: bool) -> list[dict[str, Any]]:
-        """One row for each volume; ``sizes`` reads every directory in them."""
+    def volumes(self, *, sizes: bool, filters: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """One row for each volume that fits the filters; ``sizes`` reads every directory in them.
+
+        Raises Usage for a filter that there is not.
+        """
+        from overlayctl.inspect import filters as given
         from overlayctl.inspect import volume
 
         with self._seeing_all():
-            return volume.rows(self.layout, sizes=sizes)
+            return given.volumes(volume.rows(self.layout, sizes=sizes), filters)
 
     def inspect_volume(self, name: str) -> dict[str, Any]:
         """The ``volume inspect`` of docker, with who has it and what it takes."""

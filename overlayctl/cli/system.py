@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from overlayctl.cli import asked, engine, found_engine, location, render, settings
+from overlayctl.cli import asked, asking, engine, found_engine, location, render, settings
 from overlayctl.cli.render import DryRun, Format, Lazy, Verb, note
 from overlayctl.errors import Usage
 
@@ -55,9 +55,6 @@ def info(*, template: Format = None) -> None:
         render.tree(told)
 
 
-Unasked = Annotated[bool, typer.Option("--force", "-f", "--yes", "-y", help="Do not ask.")]
-
-
 @app.command("prune", cls=Verb)
 def prune(
     *,
@@ -65,23 +62,23 @@ def prune(
         bool, typer.Option("--all", "-a", help="Tagged images that nobody uses, too.")
     ] = False,
     dry_run: DryRun = False,
-    force: Unasked = False,
+    force: asking.Unasked = False,
 ) -> int:
     """Remove what nobody uses: untagged images, layers that nobody names, what a kill left.
 
     Containers, and the images that they or a mount use, stay. Lists it first, and asks.
     """
     store = engine()
-    limit = None
+    agreed = None
     if not dry_run and not force:
-        somebody_to_ask("prune removes images and layers")
-        limit = store.prune(everything=everything, dry_run=True)
-        for one in _pruned(limit):
+        asking.somebody("prune removes images and layers")
+        agreed = store.prune(everything=everything, dry_run=True)
+        for one in _pruned(agreed):
             note(f"{one} would go")
-        if any(limit[:3]) and not agreed(f"Free {render.size(limit.freed)}?"):
+        if any(agreed[:3]) and not asking.agreed(f"Free {render.size(agreed.freed)}?"):
             note("overlayctl: nothing was removed")
             return 1
-    done = store.prune(everything=everything, dry_run=dry_run, agreed=limit)
+    done = store.prune(everything=everything, dry_run=dry_run, agreed=agreed)
     if asked.json:
         render.document(
             {
@@ -112,14 +109,8 @@ def _pruned(what: "Pruned") -> list[str]:
     ]
 
 
-def somebody_to_ask(what: str) -> None:
-    """Raise Usage where nobody could answer."""
-    if sys.stdin is None or not sys.stdin.isatty():
-        raise Usage(f"{what} and nobody is here to ask", hint="add --yes")
-
-
 @app.command("reset", cls=Verb)
-def reset(*, dry_run: DryRun = False, force: Unasked = False) -> int:
+def reset(*, dry_run: DryRun = False, force: asking.Unasked = False) -> int:
     """Remove everything: images, layers, containers and what was written in them.
 
     Lists it first, and asks.
@@ -127,27 +118,19 @@ def reset(*, dry_run: DryRun = False, force: Unasked = False) -> int:
     store = engine()
     listed = store.reset(dry_run=True)
     if not dry_run and not force:
-        somebody_to_ask("reset removes everything")
+        asking.somebody("reset removes everything")
         sys.stderr.write("This would go:\n")
     if dry_run or not asked.json:
         (render.document if asked.json else render.tree)(listed)
     if dry_run:
         return 0
-    if not force and not agreed("Remove all of it?"):
+    if not force and not asking.agreed("Remove all of it?"):
         note("overlayctl: nothing was removed")
         return 1
     removed = store.reset(dry_run=False)
     if asked.json:
         render.document(removed)
     return 0
-
-
-def agreed(question: str) -> bool:
-    """Whether a person types yes."""
-    sys.stdout.flush()
-    sys.stderr.write(f"{question} Type yes: ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() == "yes"
 
 
 @either.command("inspect", cls=Verb)

@@ -1,14 +1,13 @@
 """``overlayctl volume``: directories that outlive the containers they are mounted in."""
 
-from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
 
-from overlayctl.cli import asked, engine, found_engine, render
+from overlayctl.cli import asked, asking, engine, found_engine, render
 from overlayctl.cli.render import DryRun, Format, ListFormat, Verb, each, note
-from overlayctl.cli.system import Unasked, agreed, somebody_to_ask
 from overlayctl.errors import Usage
+from overlayctl.inspect.filters import wanted_labels
 
 app = render.noun(explained="Make, list and remove volumes: data that outlives containers.")
 
@@ -23,12 +22,6 @@ _VOLUMES = {
     "Size": "SIZE",
     "CreatedAt": "CREATED AT",
 }
-_FILTERS = {"dangling": "true|false", "name": "PART", "label": "KEY[=VALUE]", "driver": "local"}
-
-Filter = Annotated[
-    list[str] | None,
-    typer.Option("--filter", metavar="KEY=VALUE", help="May be repeated; see docker's."),
-]
 Label = Annotated[
     list[str] | None, typer.Option("--label", metavar="KEY=VALUE", help="May be repeated.")
 ]
@@ -70,14 +63,16 @@ def create(
 def ls(
     *,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print names only.")] = False,
-    wanted: Filter = None,
+    filters: render.Filters = None,
     template: ListFormat = None,
 ) -> None:
-    """List volumes and the containers that have them."""
-    filters = _filters(wanted or [], _FILTERS)
+    """List volumes and the containers that have them.
+
+    Filters: dangling, name, label, driver.
+    """
     sizes = asked.json or (template is not None and "Size" in template)
     store = found_engine()
-    found = [row for row in (store.volumes(sizes=sizes) if store else []) if _fits(row, filters)]
+    found = store.volumes(sizes=sizes, filters=filters or ()) if store else []
     rows = [
         {
             "ID": row["Name"],
@@ -95,41 +90,6 @@ def ls(
     ]
     shown = ("Driver", "Name", "UsedBy")
     render.listing(found, rows, _VOLUMES, template=template, quiet=quiet, shown=shown)
-
-
-def _filters(texts: Sequence[str], known: Mapping[str, str]) -> dict[str, list[str]]:
-    """What ``--filter`` asks for, by key. Raises Usage."""
-    found: dict[str, list[str]] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or key not in known:
-            ways = ", ".join(f"{key}={what}" for key, what in known.items())
-            raise Usage(f"there is no filter {text!r}", hint=f"--filter {ways}")
-        if key == "dangling" and value not in {"true", "false", "1", "0"}:
-            raise Usage(f"dangling is true or false, not {value!r}", hint="--filter dangling=true")
-        found.setdefault(key, []).append(value)
-    return found
-
-
-def _fits(row: Mapping[str, Any], filters: Mapping[str, Sequence[str]]) -> bool:
-    """Whether a volume is asked for: one value of each filter, but every label (docker)."""
-    return (
-        all(
-            (value in {"true", "1"}) == (not row["UsedBy"]) for value in filters.get("dangling", ())
-        )
-        and any(value in row["Name"] for value in filters.get("name", ("",)))
-        and row["Driver"] in filters.get("driver", ("local",))
-        and all(
-            key in row["Labels"] and value in {None, row["Labels"][key]}
-            for key, value in _labels(filters.get("label", ())).items()
-        )
-    )
-
-
-def _labels(texts: Sequence[str]) -> dict[str, str | None]:
-    """Labels that are asked for; the value is None where any will do."""
-    pairs = [text.partition("=") for text in texts]
-    return {key: value if equals else None for key, equals, value in pairs}
 
 
 @app.command("inspect", cls=Verb)
@@ -170,23 +130,23 @@ def rm(
 def prune(
     *,
     everything: Annotated[bool, typer.Option("--all", "-a", help="Named volumes, too.")] = False,
-    wanted: Filter = None,
+    filters: render.PruneFilters = None,
     dry_run: DryRun = False,
-    force: Unasked = False,
+    force: asking.Unasked = False,
 ) -> int:
     """Remove the anonymous volumes that no container has; with -a all of them.
 
-    Lists them first, and asks.
+    Lists them first, and asks. Filter: label.
     """
-    labels = _labels(_filters(wanted or [], {"label": _FILTERS["label"]}).get("label", ()))
+    labels = wanted_labels(filters or ())
     store = engine()
     limit = None
     if not dry_run and not force:
-        somebody_to_ask("prune removes volumes and what is in them")
+        asking.somebody("prune removes volumes and what is in them")
         limit = store.prune_volumes(everything=everything, labels=labels, dry_run=True)
         for name in limit.names:
             note(f"volume {name} would go")
-        if limit.names and not agreed(f"Free {render.size(limit.freed)}?"):
+        if limit.names and not asking.agreed(f"Free {render.size(limit.freed)}?"):
             note("overlayctl: nothing was removed")
             return 1
     done = store.prune_volumes(everything=everything, labels=labels, dry_run=dry_run, agreed=limit)
