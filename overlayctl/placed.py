@@ -58,7 +58,8 @@ class Placed(NamedTuple):
 
     ``source`` is a volume's name or a path of the host; a tmpfs has none. ``target`` is an
     absolute path in the container, without dots. ``copy`` is whether the image's content goes
-    into a new, empty volume; ``anonymous`` whether nobody gave the volume its name.
+    into a new, empty volume; ``anonymous`` whether nobody gave the volume its name; ``make``
+    whether a directory of the host is made where it is missing.
     """
 
     kind: Kind
@@ -68,16 +69,7 @@ class Placed(NamedTuple):
     options: tuple[str, ...] = ()
     copy: bool = True
     anonymous: bool = False
-
-
-class Wanted(NamedTuple):
-    """All that a command asks for, the upper directories first.
-
-    ``made`` are the directories of the host that are made where they are missing.
-    """
-
-    mounts: tuple[Placed, ...] = ()
-    made: frozenset[str] = frozenset()
+    make: bool = False
 
 
 def wanted(
@@ -86,14 +78,13 @@ def wanted(
     mounts: Iterable[str] = (),
     tmpfs: Iterable[str] = (),
     here: str,
-) -> Wanted:
+) -> tuple[Placed, ...]:
     """What the values of ``-v``, ``--mount`` and ``--tmpfs`` say, relative to the path ``here``.
 
     As docker has it: no two for one place, but that another one is there takes an anonymous
     volume's. Raises Usage.
     """
     given = [volume(text, here) for text in volumes]
-    made = frozenset(one.source for one in given if one.kind == "bind")
     given += [mount(text, here) for text in mounts]
     given += [memory(text) for text in tmpfs]
     found: dict[str, Placed] = {}
@@ -109,7 +100,7 @@ def wanted(
         found[one.target] = one
     for one in given:
         found.setdefault(one.target, one)
-    return Wanted(ordered(found.values()), made)
+    return ordered(found.values())
 
 
 def _described(one: Placed) -> str:
@@ -172,7 +163,7 @@ def volume(text: str, here: str) -> Placed:
             raise Usage(f"{said}: nocopy is for volumes", hint="leave nocopy out")
         source = _clean(os.path.join(here, source))
         options = tuple(word for word in words if word in PROPAGATION)
-        return Placed("bind", source, target, "ro" in words, options)
+        return Placed("bind", source, target, "ro" in words, options, make=True)
     if any(word in PROPAGATION for word in words):
         raise Usage(f"{said}: propagation is for directories of the host", hint="leave it out")
     _volume_name(source, said)
