@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from overlayctl.errors import BadInput
@@ -90,6 +90,8 @@ class TarWriter:
         with Parents(self._root) as parents:
             while pending:
                 path = pending.pop()
+                if path in self._leave_out:
+                    continue
                 try:
                     parent, name = parents.of(path)
                     place = os.open(name or b".", _PLACE, dir_fd=parent)
@@ -121,12 +123,12 @@ class TarWriter:
         if self._layer and kind == b"3" and info.st_rdev == 0:
             # The kernel shares one inode between many whiteouts: they are no hard links.
             above, slash, name = path.rpartition(b"/")
-            yield header(_mark(above + slash + PREFIX + name, info))
+            yield self._header(_mark(above + slash + PREFIX + name, info))
             return
         if kind != b"5" and info.st_nlink > 1:
             first = self._names.setdefault((info.st_dev, info.st_ino), path)
             if first != path:
-                yield header(_member(path, b"1", info, linkname=first))
+                yield self._header(_member(path, b"1", info, linkname=first))
                 return
         xattrs = _xattrs(place)
         carried = self._carried(path, xattrs) if xattrs else xattrs
@@ -134,10 +136,15 @@ class TarWriter:
             yield from self._file(path, carried, place, info)
             return
         target = os.fsencode(os.readlink("", dir_fd=place)) if kind == b"2" else b""
-        yield header(_member(path, kind, info, linkname=target, xattrs=carried))
+        yield self._header(_member(path, kind, info, linkname=target, xattrs=carried))
         # On the root of an upper directory the kernel ignores the mark.
         if self._layer and kind == b"5" and path and xattrs.get(OPAQUE_XATTR) == b"y":
-            yield header(_mark(path + b"/" + OPAQUE_MARKER, info))
+            yield self._header(_mark(path + b"/" + OPAQUE_MARKER, info))
+
+    def _header(self, member: Member) -> bytes:
+        if self._latest is not None and (member.mtime, member.mtime_ns) > (self._latest, 0):
+            member = member._replace(mtime=self._latest, mtime_ns=0)
+        return header(member)
 
     def _carried(self, path: bytes, xattrs: Xattrs) -> Xattrs:
         """The xattrs as a tar names them.
@@ -168,7 +175,7 @@ class TarWriter:
         fd = os.open(f"/proc/self/fd/{place}", _READ)
         try:
             extents = _extents(fd, info.st_size)
-            yield header(_member(path, b"0", info, xattrs=xattrs, extents=extents))
+            yield self._header(_member(path, b"0", info, xattrs=xattrs, extents=extents))
             length = 0
             for offset, size in ((0, info.st_size),) if extents is None else extents:
                 yield from _content(fd, offset, size)
