@@ -11,7 +11,7 @@ hold (``Store.deciding``); long work happens before it, in staging.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overlayctl import names
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from overlayctl.runtime.prune import Pruned
     from overlayctl.runtime.removal import Removed
     from overlayctl.store.check import Finding
+    from overlayctl.store.containers import Config
     from overlayctl.store.ingest import Progress
 
 
@@ -267,13 +268,19 @@ class Engine:
     # -- containers ------------------------------------------------------------------
 
     def create(
-        self, image: str, *, name: str | None, command: Sequence[str], labels: dict[str, str],
-        mount: bool,
-    ) -> Created:  # fmt: skip
+        self,
+        image: str,
+        *,
+        name: str | None = None,
+        asked: Config | None = None,
+        labels: Mapping[str, str] | None = None,
+        mount: bool = False,
+    ) -> Created:
         """A container: an image and a writable layer of its own. No process is needed."""
         from overlayctl.runtime import creation
 
-        made = creation.create(self.store, image, name=name, command=command, labels=labels)
+        wanted = asked or containers.Config()
+        made = creation.create(self.store, image, name=name, asked=wanted, labels=labels or {})
         merged = self.mount_container(made.id, volatile=False, xino=False) if mount else None
         return Created(made.id, made.name, merged)
 

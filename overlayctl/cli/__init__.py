@@ -25,7 +25,7 @@ _SHORT = {
     "history": ("image", "app", "history"),
     "tag": ("image", "app", "tag"),
     "rmi": ("image", "app", "rm"),
-    "create": ("container", "app", "create"),
+    "create": ("making", "app", "create"),
     "ps": ("container", "app", "ls"),
     "rm": ("container", "app", "rm"),
     "export": ("container", "app", "export"),
@@ -99,7 +99,7 @@ del _word
 class _Asked:
     """What the common options say."""
 
-    __slots__ = ("args", "json", "lock_timeout", "root")
+    __slots__ = ("args", "json", "lock_timeout", "making", "root")
 
     def __init__(self) -> None:
         self.reset(())
@@ -110,6 +110,7 @@ class _Asked:
         self.json = False
         self.lock_timeout = 30.0
         self.root = ""
+        self.making: dict[str, Any] = {}
 
 
 asked = _Asked()
@@ -278,27 +279,17 @@ def _root() -> Any:
 
         def get_command(self, ctx: Any, cmd_name: str) -> Any:
             if cmd_name in _NOUNS:
-                return _loaded(cmd_name, "app")
+                return render.loaded(cmd_name, "app")
             if cmd_name == "unmount":
                 cmd_name = "umount"
             if cmd_name not in _SHORT:
                 return None
             module, application, name = _SHORT[cmd_name]
-            return _loaded(module, application).get_command(ctx, name)
+            return render.loaded(module, application).get_command(ctx, name)
 
     app = render.noun(Root)
     app.callback(epilog=render.EXITS)(render.front)
     return typer.main.get_command(app)
-
-
-def _loaded(module: str, application: str) -> Any:
-    """The commands of one noun."""
-    import importlib
-
-    import typer
-
-    found = importlib.import_module(f"overlayctl.cli.{module}")
-    return typer.main.get_command(getattr(found, application))
 
 
 @contextlib.contextmanager

@@ -18,9 +18,11 @@ from overlayctl.cli.render import (
     note,
 )
 from overlayctl.cli.system import mounted
-from overlayctl.errors import Usage
 
-app = render.noun(explained="Make, mount and remove containers: a writable layer on an image.")
+app = render.noun(
+    explained="Make, mount and remove containers: a writable layer on an image.",
+    more={"create": "making"},
+)
 
 _CONTAINERS = {
     "ID": "CONTAINER ID",
@@ -35,53 +37,6 @@ _CONTAINERS = {
     "Mounted": "MOUNTED",
     "Size": "SIZE",
 }
-
-
-@app.command(
-    "create",
-    cls=Verb,
-    context_settings={"help_option_names": ["--help"], "allow_interspersed_args": False},
-)
-def create(
-    image: Annotated[str, typer.Argument(metavar="IMAGE")],
-    command: Annotated[list[str] | None, typer.Argument(metavar="[COMMAND [ARG...]]")] = None,
-    *,
-    name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="Else one is made up.")
-    ] = None,
-    label: Annotated[
-        list[str] | None,
-        typer.Option("--label", "-l", metavar="KEY=VALUE", help="May be repeated."),
-    ] = None,
-    mount: Annotated[bool, typer.Option("--mount", help="Mount it at once.")] = False,
-) -> None:
-    """Make a container of an image, and print its id.
-
-    Options come before IMAGE; what follows it is the command.
-    """
-    labels = _labels(label or [])
-    made = engine().create(
-        image, name=name, command=tuple(command or ()), labels=labels, mount=mount
-    )
-    if asked.json:
-        render.document(
-            {"Id": made.id, "Name": made.name, "MergedDir": made.merged, "Warnings": []}
-        )
-        return
-    render.line(made.id)
-    if made.merged is not None:
-        note(f"mounted at {made.merged}")
-
-
-def _labels(texts: list[str]) -> dict[str, str]:
-    """Labels as docker takes them: no value is an empty one."""
-    labels = {}
-    for text in texts:
-        key, _, value = text.partition("=")
-        if not key:
-            raise Usage(f"{text!r} is no label", hint="--label KEY=VALUE")
-        labels[key] = value
-    return labels
 
 
 @app.command("ls", cls=Verb)

@@ -154,7 +154,7 @@ def container(
         "Image": f"sha256:{found.image}" if found.image else None,
         "Config": {
             "Image": found.reference,
-            "Cmd": list(found.command) or None,
+            "Cmd": list(found.config.command) or None,
             "Labels": found.labels,
         },
         "State": {"Mounted": view is not None},
@@ -184,7 +184,7 @@ def container_rows(
             "Names": found.name,
             "Image": names.familiar(found.reference) or names.short(found.image),
             "ImageID": f"sha256:{found.image}" if found.image else None,
-            "Command": " ".join(found.command),
+            "Command": " ".join(found.config.words),
             "Created": found.created,
             "Status": _status(layout, found, mounted=found.id in mounted),
             "Mounted": found.id in mounted,

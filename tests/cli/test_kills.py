@@ -50,7 +50,7 @@ class World:
 
     def populate(self) -> None:
         self.open().load(self.other, tag=None, platform=None, progress=Silent())
-        self.engine.create("other", name="bystander", command=(), labels={}, mount=False)
+        self.engine.create("other", name="bystander")
 
     def open(self) -> Engine:
         return Engine.open(self.store, create=True)
@@ -65,7 +65,7 @@ class World:
         self.engine.tag("other", "demo")
 
     def create(self) -> None:
-        self.engine.create("demo", name="cc", command=(), labels={}, mount=False)
+        self.engine.create("demo", name="cc")
 
     def mount(self) -> None:
         self.engine.mount_container("cc", volatile=False, xino=False)
