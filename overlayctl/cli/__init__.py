@@ -28,6 +28,7 @@ _SHORT = {
     "create": ("making", "app", "create"),
     "ps": ("container", "app", "ls"),
     "rm": ("container", "app", "rm"),
+    "commit": ("commit", "app", "commit"),
     "export": ("container", "app", "export"),
     "mount": ("system", "either", "mount"),
     "umount": ("system", "either", "umount"),
@@ -46,7 +47,6 @@ _UNPACK = "overlayctl container mount NAME, then work in the directory that it p
 _WORDS: dict[str, tuple[str, str]] = {
     "run": (_LATER, 'chroot "$(overlayctl container mount NAME)" COMMAND'),
     "exec": (_LATER, 'chroot "$(overlayctl container mount NAME)" COMMAND'),
-    "commit": (_LATER, "overlayctl container inspect NAME shows the upper directory to pack"),
     "diff": (_LATER, "list the UpperDir that overlayctl container inspect NAME shows"),
     "save": (_LATER, "keep the archive that the image was loaded from"),
     "cp": (_LATER, _UNPACK),

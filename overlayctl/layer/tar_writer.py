@@ -60,14 +60,25 @@ class TarWriter:
     """The tar of the tree below ``root``, an fd of a directory that stays the caller's.
 
     Iterate once for its bytes. Then ``notes`` maps a kind of remark to the paths it is about:
-    what could not be told, what changed meanwhile. Raises OSError naming what cannot be read,
-    BadInput for an upper directory that means nothing without the layers below.
+    what could not be told, what changed meanwhile. Paths in ``leave_out`` are passed over, with
+    what is below them; times after ``latest``, in seconds, become that. Raises OSError naming
+    what cannot be read, BadInput for an upper directory that means nothing without the layers
+    below.
     """
 
-    def __init__(self, root: int, *, layer: bool = False) -> None:
+    def __init__(
+        self,
+        root: int,
+        *,
+        layer: bool = False,
+        leave_out: Collection[bytes] = (),
+        latest: int | None = None,
+    ) -> None:
         self.notes: dict[str, list[bytes]] = {}
         self._root = root
         self._layer = layer
+        self._leave_out = leave_out
+        self._latest = latest
         self._names: dict[tuple[int, int], bytes] = {}
 
     def __iter__(self) -> Iterator[bytes]:
@@ -130,7 +141,7 @@ class TarWriter:
             if first != path:
                 yield self._header(_member(path, b"1", info, linkname=first))
                 return
-        xattrs = _xattrs(place)
+        xattrs = xattrs_of(place)
         carried = self._carried(path, xattrs) if xattrs else xattrs
         if kind == b"0":
             yield from self._file(path, carried, place, info)
@@ -219,7 +230,8 @@ def _mark(name: bytes, info: os.stat_result) -> Member:
     return _member(name, b"0", info)._replace(mode=0o600, size=0)
 
 
-def _xattrs(place: int) -> Xattrs:
+def xattrs_of(place: int) -> Xattrs:
+    """All xattrs of what a descriptor stands for, but for the ACLs that xfs names twice."""
     # The descriptor of a place takes no xattr calls; its magic link leads to that very inode,
     # be it a symlink.
     path = f"/proc/self/fd/{place}"

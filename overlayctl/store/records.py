@@ -53,6 +53,7 @@ POINTS = frozenset(
         "container:after-name",
         "container:after-rename",
         "container:after-unlink",
+        "commit:after-tar",
         "mount:after-attach",
         "mount:after-mountpoint",
         "mount:after-mount",
