@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from overlayctl.kernel.probe import Setting
     from overlayctl.mount import Merged, Rung
+    from overlayctl.runtime.commit import Committed, Wish
     from overlayctl.runtime.export import Exported
     from overlayctl.runtime.loading import Loaded
     from overlayctl.runtime.prune import Pruned
@@ -397,6 +398,14 @@ class Engine:
 
         rows = self.containers(everything=True, filters=filters, sizes=True)
         return removal.prune_containers(self.store, rows, dry_run=dry_run, agreed=agreed)
+
+    def commit(
+        self, name: str, *, reference: str | None, wish: Wish, progress: Progress
+    ) -> Committed:
+        """An image of a container, mounted or not: its image's layers and what was written."""
+        from overlayctl.runtime import commit
+
+        return commit.commit(self.store, name, reference=reference, wish=wish, progress=progress)
 
     def remove_container(self, name: str, *, force: bool, dry_run: bool) -> str:
         """Remove a container and what was written in it; its id.

@@ -15,7 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from overlayctl.errors import BadInput
@@ -60,14 +60,25 @@ class TarWriter:
     """The tar of the tree below ``root``, an fd of a directory that stays the caller's.
 
     Iterate once for its bytes. Then ``notes`` maps a kind of remark to the paths it is about:
-    what could not be told, what changed meanwhile. Raises OSError naming what cannot be read,
-    BadInput for an upper directory that means nothing without the layers below.
+    what could not be told, what changed meanwhile. Paths in ``leave_out`` are passed over, with
+    what is below them; times after ``latest``, in seconds, become that. Raises OSError naming
+    what cannot be read, BadInput for an upper directory that means nothing without the layers
+    below.
     """
 
-    def __init__(self, root: int, *, layer: bool = False) -> None:
+    def __init__(
+        self,
+        root: int,
+        *,
+        layer: bool = False,
+        leave_out: Collection[bytes] = (),
+        latest: int | None = None,
+    ) -> None:
         self.notes: dict[str, list[bytes]] = {}
         self._root = root
         self._layer = layer
+        self._leave_out = leave_out
+        self._latest = latest
         self._names: dict[tuple[int, int], bytes] = {}
 
     def __iter__(self) -> Iterator[bytes]:
@@ -90,6 +101,8 @@ class TarWriter:
         with Parents(self._root) as parents:
             while pending:
                 path = pending.pop()
+                if path in self._leave_out:
+                    continue
                 try:
                     parent, name = parents.of(path)
                     place = os.open(name or b".", _PLACE, dir_fd=parent)
@@ -121,23 +134,28 @@ class TarWriter:
         if self._layer and kind == b"3" and info.st_rdev == 0:
             # The kernel shares one inode between many whiteouts: they are no hard links.
             above, slash, name = path.rpartition(b"/")
-            yield header(_mark(above + slash + PREFIX + name, info))
+            yield self._header(_mark(above + slash + PREFIX + name, info))
             return
         if kind != b"5" and info.st_nlink > 1:
             first = self._names.setdefault((info.st_dev, info.st_ino), path)
             if first != path:
-                yield header(_member(path, b"1", info, linkname=first))
+                yield self._header(_member(path, b"1", info, linkname=first))
                 return
-        xattrs = _xattrs(place)
+        xattrs = xattrs_of(place)
         carried = self._carried(path, xattrs) if xattrs else xattrs
         if kind == b"0":
             yield from self._file(path, carried, place, info)
             return
         target = os.fsencode(os.readlink("", dir_fd=place)) if kind == b"2" else b""
-        yield header(_member(path, kind, info, linkname=target, xattrs=carried))
+        yield self._header(_member(path, kind, info, linkname=target, xattrs=carried))
         # On the root of an upper directory the kernel ignores the mark.
         if self._layer and kind == b"5" and path and xattrs.get(OPAQUE_XATTR) == b"y":
-            yield header(_mark(path + b"/" + OPAQUE_MARKER, info))
+            yield self._header(_mark(path + b"/" + OPAQUE_MARKER, info))
+
+    def _header(self, member: Member) -> bytes:
+        if self._latest is not None and (member.mtime, member.mtime_ns) > (self._latest, 0):
+            member = member._replace(mtime=self._latest, mtime_ns=0)
+        return header(member)
 
     def _carried(self, path: bytes, xattrs: Xattrs) -> Xattrs:
         """The xattrs as a tar names them.
@@ -168,7 +186,7 @@ class TarWriter:
         fd = os.open(f"/proc/self/fd/{place}", _READ)
         try:
             extents = _extents(fd, info.st_size)
-            yield header(_member(path, b"0", info, xattrs=xattrs, extents=extents))
+            yield self._header(_member(path, b"0", info, xattrs=xattrs, extents=extents))
             length = 0
             for offset, size in ((0, info.st_size),) if extents is None else extents:
                 yield from _content(fd, offset, size)
@@ -212,7 +230,8 @@ def _mark(name: bytes, info: os.stat_result) -> Member:
     return _member(name, b"0", info)._replace(mode=0o600, size=0)
 
 
-def _xattrs(place: int) -> Xattrs:
+def xattrs_of(place: int) -> Xattrs:
+    """All xattrs of what a descriptor stands for, but for the ACLs that xfs names twice."""
     # The descriptor of a place takes no xattr calls; its magic link leads to that very inode,
     # be it a symlink.
     path = f"/proc/self/fd/{place}"
