@@ -21,7 +21,7 @@ from overlayctl.cli.system import mounted
 
 app = render.noun(
     explained="Make, mount and remove containers: a writable layer on an image.",
-    more={"create": "making"},
+    more={"create": "making", "diff": "diff"},
 )
 
 _CONTAINERS = {
