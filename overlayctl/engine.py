@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from overlayctl.kernel.probe import Setting
+    from overlayctl.layer.diff import Change
     from overlayctl.mount import Merged, Rung
     from overlayctl.runtime.commit import Committed, Wish
+    from overlayctl.runtime.diff import Versions
     from overlayctl.runtime.export import Exported
     from overlayctl.runtime.loading import Loaded
     from overlayctl.runtime.prune import Pruned
@@ -406,6 +408,22 @@ class Engine:
         from overlayctl.runtime import commit
 
         return commit.commit(self.store, name, reference=reference, wish=wish, progress=progress)
+
+    def diff(self, name: str, *, sizes: bool = False) -> list[Change]:
+        """What a container changed of its image, mounted, running or neither.
+
+        ``sizes`` adds up what was in the directories that are gone. Raises BadInput for an
+        upper directory that another program wrote, Damaged where the layers are not known.
+        """
+        from overlayctl.runtime import diff
+
+        return diff.changes(self.store, name, sizes=sizes)
+
+    def diff_content(self, name: str, path: bytes) -> Versions:
+        """One file of a container, as the image has it and as it is. Raises NotFound, BadInput."""
+        from overlayctl.runtime import diff
+
+        return diff.versions(self.store, name, path)
 
     def remove_container(self, name: str, *, force: bool, dry_run: bool) -> str:
         """Remove a container and what was written in it; its id.

@@ -30,6 +30,7 @@ _SHORT = {
     "rename": ("container", "app", "rename"),
     "rm": ("container", "app", "rm"),
     "commit": ("commit", "app", "commit"),
+    "diff": ("diff", "app", "diff"),
     "export": ("container", "app", "export"),
     "mount": ("system", "either", "mount"),
     "umount": ("system", "either", "umount"),
@@ -48,7 +49,6 @@ _UNPACK = "overlayctl container mount NAME, then work in the directory that it p
 _WORDS: dict[str, tuple[str, str]] = {
     "run": (_LATER, 'chroot "$(overlayctl container mount NAME)" COMMAND'),
     "exec": (_LATER, 'chroot "$(overlayctl container mount NAME)" COMMAND'),
-    "diff": (_LATER, "list the UpperDir that overlayctl container inspect NAME shows"),
     "save": (_LATER, "keep the archive that the image was loaded from"),
     "cp": (_LATER, _UNPACK),
     "df": (_LATER, "overlayctl layer ls and image ls show sizes"),

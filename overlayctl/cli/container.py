@@ -22,7 +22,7 @@ from overlayctl.cli.system import mounted
 
 app = render.noun(
     explained="Make, mount and remove containers: a writable layer on an image.",
-    more={"commit": "commit", "create": "making"},
+    more={"commit": "commit", "create": "making", "diff": "diff"},
 )
 
 _CONTAINERS = {
