@@ -29,7 +29,10 @@ _SHORT = {
     "run": ("process", "app", "run"),
     "exec": ("process", "app", "exec"),
     "ps": ("container", "app", "ls"),
+    "rename": ("container", "app", "rename"),
     "rm": ("container", "app", "rm"),
+    "commit": ("commit", "app", "commit"),
+    "diff": ("diff", "app", "diff"),
     "export": ("container", "app", "export"),
     "mount": ("system", "either", "mount"),
     "umount": ("system", "either", "umount"),
@@ -37,7 +40,7 @@ _SHORT = {
 }
 """Docker's short forms: the module, its application, the command there."""
 
-_NOUNS = ("image", "layer", "container", "system")
+_NOUNS = ("image", "layer", "container", "volume", "system")
 
 _VERSION = "--version"
 
@@ -46,13 +49,9 @@ _PROCESSES = "is not here: a container is an image and a writable layer, without
 _UNPACK = "overlayctl container mount NAME, then work in the directory that it prints"
 
 _WORDS: dict[str, tuple[str, str]] = {
-    "commit": (_LATER, "overlayctl container inspect NAME shows the upper directory to pack"),
-    "diff": (_LATER, "list the UpperDir that overlayctl container inspect NAME shows"),
     "save": (_LATER, "keep the archive that the image was loaded from"),
     "cp": (_LATER, _UNPACK),
-    "rename": (_LATER, "overlayctl container create --name NAME gives a name from the start"),
     "df": (_LATER, "overlayctl layer ls and image ls show sizes"),
-    "volume": (_LATER, "mount --bind a directory into the path that container mount prints"),
     "with": (_LATER, "overlayctl mount NAME, then umount NAME"),
     "whence": (_LATER, "overlayctl layer files REF:N lists one layer"),
     "find": (_LATER, "overlayctl layer files REF:N lists one layer"),
