@@ -398,6 +398,15 @@ class Engine:
 
         return process.execute(self.store, name, command, runtime=runtime, note=note)
 
+    def within(
+        self, name: str, words: Sequence[str], *, writable: bool, note: Callable[[str], None]
+    ) -> int:
+        """Run a program of the host in the merged view of a container or an image; its status."""
+        from overlayctl.runtime import within
+
+        kind = self.kind_of(name)
+        return within.run(self.store, name, words, kind=kind, writable=writable, note=note)
+
     def export_container(self, name: str, write: Callable[[bytes], object]) -> Exported:
         """Give ``write`` the container's merged tree as a tar, mounted or not.
 

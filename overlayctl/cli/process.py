@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from overlayctl.cli import engine, making, render
+from overlayctl.cli import asked, engine, making, render
 from overlayctl.cli.render import Verb, note
 from overlayctl.errors import OverlayctlError, Usage
 from overlayctl.runtime.process import Command
@@ -30,6 +30,12 @@ Runtime = Annotated[
 def _reported(error: OverlayctlError) -> typer.Exit:
     status = error.exit_status if error.exit_status in {126, 127} else _FAILED
     return typer.Exit(render.report(error, status))
+
+
+def _note(text: str) -> None:
+    """Say something beside what the command says, where that is not to be one document."""
+    if not asked.json:
+        note(text)
 
 
 class Runs(Verb):
@@ -76,7 +82,7 @@ def run(
     """
     said = making.wanted(command)
     return engine().run(
-        image, name=said.name, asked=said.config, labels=said.labels, runtime=runtime, note=note
+        image, name=said.name, asked=said.config, labels=said.labels, runtime=runtime, note=_note
     )
 
 
@@ -113,7 +119,7 @@ def execute(
     Where a run goes on the command joins it. A container in which nothing runs is mounted
     for it, and unmounted by the last one out, unless it was mounted before.
     """
-    asked = Command(
+    said = Command(
         tuple(command),
         making.environment(env_file or [], env or []),
         making.absolute(workdir),
@@ -121,4 +127,23 @@ def execute(
         tty,
         interactive,
     )
-    return engine().execute(container, asked, runtime=runtime, note=note)
+    return engine().execute(container, said, runtime=runtime, note=_note)
+
+
+@app.command("with", cls=Runs, context_settings=_FIRST)
+def within(
+    reference: Annotated[str, typer.Argument(metavar="CONTAINER|IMAGE")],
+    command: Annotated[list[str], typer.Argument(metavar="-- COMMAND [ARG...]")],
+    *,
+    rw: Annotated[
+        bool, typer.Option("--rw", help="Writable: kept in a container, not in an image.")
+    ] = False,
+) -> int:
+    """Run a program of the host in a merged view, mounted for it; then unmount.
+
+    It begins in the view, whose path OVERLAYCTL_MERGED has. Read-only unless --rw is given.
+    """
+    words = command[1:] if command[0] == "--" else command
+    if not words:
+        raise Usage("which program is to be run?", hint="overlayctl with IMAGE -- ls")
+    return engine().within(reference, words, writable=rw, note=_note)

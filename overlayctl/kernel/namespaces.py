@@ -136,12 +136,13 @@ def own_mounts() -> None:
     libc.make_private("/")
 
 
-def let_go(needed: Iterable[str], above: str) -> None:
+def let_go(needed: Iterable[str] | None, above: str) -> None:
     """Unmount here all that programs do not need: it must be free to go where it was mounted.
 
-    What is at or below ``needed`` paths stays, and what ``above`` lies on.
+    What is at or below ``needed`` paths stays, and what ``above`` lies on. For None all but
+    what stores have mounted stays.
     """
-    kept = (*_PROGRAMS, *needed)
+    kept = ("",) if needed is None else (*_PROGRAMS, *needed)
     for mount in reversed(mounttable.read()):
         point = mount.mount_point
         inside = point.rstrip("/") + "/"

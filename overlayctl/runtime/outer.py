@@ -17,6 +17,7 @@ from overlayctl.runtime.builtin import Built, telling
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Mapping
 
     from overlayctl.runtime.bundle import Process
 
@@ -79,13 +80,17 @@ def _apart(launch: Launch) -> None:
 
 def _stage(launch: Launch) -> None:
     """Put the root, the container's files and its mounts where the runtime looks for them."""
-    mounter.mount(Tmpfs("overlayctl:outer"), launch.attached)
-    for path in (launch.root, launch.files):
-        os.makedirs(path)
-    libc.move_mount(launch.built.root, launch.root)
-    libc.move_mount(launch.run, launch.files)
+    stage(launch.attached, {launch.root: launch.built.root, launch.files: launch.run})
     for number, one in enumerate(launch.built.placements):
         libc.move_mount(one.mount, mountpoint(launch.own, number))
+
+
+def stage(attached: str, mounts: Mapping[str, int]) -> None:
+    """Make ``attached`` a tmpfs of this mount namespace, with detached mounts of directories."""
+    mounter.mount(Tmpfs("overlayctl:outer"), attached)
+    for path, mount in mounts.items():
+        os.makedirs(path)
+        libc.move_mount(mount, path)
 
 
 def mountpoint(own: str, number: int) -> str:

@@ -71,7 +71,7 @@ def run(
             status = _foreground(store, container, command, runtime, note, first=True)
         finally:
             lives.close()
-            _leave(store, container.id, note)
+            leave(store, container.id, note)
     return status
 
 
@@ -93,10 +93,10 @@ def execute(
                 return _join(store, found, command, joined)
             return _foreground(store, found, command, runtime, note, first=False)
     finally:
-        _leave(store, found.id, note)
+        leave(store, found.id, note)
 
 
-def _leave(store: Store, key: str, note: Callable[[str], None]) -> None:
+def leave(store: Store, key: str, note: Callable[[str], None]) -> None:
     """Put away what is not needed any more; the command's own status counts, whatever happens."""
     try:
         running.leave(store, key)
@@ -146,7 +146,7 @@ def _foreground(
         with theirs:
             child = outer.start(launch, theirs)
         running.note(own, child, first=first, words=process.words)
-        status = _wait(child, ours, typed=command.stdin)
+        status = wait(child, ours, typed=command.stdin)
         if chosen.program and status and not os.path.exists(os.path.join(own, "pid")):
             raise _not_begun(process.words[0], engines.failure(own))
     return status
@@ -164,7 +164,7 @@ def _join(store: Store, container: Container, command: Command, joined: running.
         owned.callback(ours.close)
         with theirs:
             child = joining.start(joined, process, theirs, stdin=command.stdin)
-        return _wait(child, ours, typed=command.stdin)
+        return wait(child, ours, typed=command.stdin)
 
 
 def mounted(store: Store, key: str, *, volatile: bool = False) -> str:
@@ -257,7 +257,7 @@ def _not_begun(word: str, said: str) -> OverlayctlError:
     return HostCannot(f"the runtime could not begin: {said}", hint="--runtime builtin")
 
 
-def _wait(child: int, ours: socket.socket, *, typed: bool) -> int:
+def wait(child: int, ours: socket.socket, *, typed: bool) -> int:
     """Wait for the process, signals being passed on; its exit status."""
     with _passing_on(child):
         try:
