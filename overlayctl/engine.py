@@ -82,6 +82,7 @@ class Engine:
         """
         from overlayctl.runtime import loading
 
+        self._put_away()
         return loading.load(self.store, path, tag=tag, platform=platform, progress=progress)
 
     def import_layers(
@@ -94,6 +95,7 @@ class Engine:
         """Make an image of plain layer tars, given bottom to top."""
         from overlayctl.runtime import loading
 
+        self._put_away()
         return loading.import_layers(self.store, paths, reference=reference, progress=progress)
 
     def images(self, *, filters: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -141,6 +143,12 @@ class Engine:
         """
         return self.store.locked(exclusive=False)
 
+    def _put_away(self) -> None:
+        """Put away what killed commands left: for every command that writes."""
+        from overlayctl.runtime import running
+
+        running.sweep(self.store)
+
     def image_exists(self, name: str) -> bool:
         """Whether there is such an image."""
         with self._seeing_all():
@@ -148,6 +156,7 @@ class Engine:
 
     def tag(self, source: str, target: str) -> str | None:
         """Let ``target`` stand for the image ``source``; the id it stood for before."""
+        self._put_away()
         reference = names.stored(target)
         with self.store.deciding() as own:
             image, _ = images.resolve(self.layout, source)
@@ -161,6 +170,7 @@ class Engine:
         """
         from overlayctl.runtime import removal
 
+        self._put_away()
         return removal.remove_image(self.store, name, force=force, dry_run=dry_run)
 
     # -- mounts ----------------------------------------------------------------------
@@ -293,6 +303,7 @@ class Engine:
         """A container: an image and a writable layer of its own. No process is needed."""
         from overlayctl.runtime import creation
 
+        self._put_away()
         wanted = asked or containers.Config()
         made = creation.create(self.store, image, name=name, asked=wanted, labels=labels or {})
         merged = self.mount_container(made.id, volatile=False, xino=False) if mount else None
@@ -366,6 +377,7 @@ class Engine:
         """Mount a container's merged view; the path."""
         from overlayctl.runtime import mounts
 
+        self._put_away()
         with self._seeing_all():
             found = containers.resolve(self.layout, name)
         return mounts.mount_container(self.store, found.id, volatile=volatile, xino=xino)
@@ -418,6 +430,7 @@ class Engine:
 
     def rename_container(self, name: str, new: str) -> None:
         """Give a container another name. Raises NotFound, Usage, Conflict for one that is taken."""
+        self._put_away()
         with self.store.deciding():
             containers.rename(self.layout, containers.resolve(self.layout, name), new)
 
@@ -430,6 +443,7 @@ class Engine:
         """
         from overlayctl.runtime import removal
 
+        self._put_away()
         rows = self.containers(everything=True, filters=filters, sizes=True)
         return removal.prune_containers(self.store, rows, dry_run=dry_run, agreed=agreed)
 
@@ -439,6 +453,7 @@ class Engine:
         """An image of a container, mounted or not: its image's layers and what was written."""
         from overlayctl.runtime import commit
 
+        self._put_away()
         return commit.commit(self.store, name, reference=reference, wish=wish, progress=progress)
 
     def diff(self, name: str, *, sizes: bool = False) -> list[Change]:
@@ -464,6 +479,7 @@ class Engine:
         """
         from overlayctl.runtime import removal
 
+        self._put_away()
         return removal.remove_container(self.store, name, force=force, dry_run=dry_run)
 
     # -- volumes ---------------------------------------------------------------------
@@ -472,6 +488,7 @@ class Engine:
         """The volume of that name, made if it is not there; without a name an anonymous one."""
         from overlayctl.runtime import volumes
 
+        self._put_away()
         return volumes.create(self.store, name, labels)
 
     def volumes(self, *, sizes: bool, filters: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -506,6 +523,7 @@ class Engine:
         """
         from overlayctl.runtime import volumes
 
+        self._put_away()
         return volumes.remove(self.store, name, force=force, dry_run=dry_run)
 
     def prune_volumes(
@@ -518,6 +536,7 @@ class Engine:
         """
         from overlayctl.runtime import volumes
 
+        self._put_away()
         return volumes.prune(
             self.store, everything=everything, labels=labels, dry_run=dry_run, agreed=agreed
         )
@@ -581,6 +600,7 @@ class Engine:
         """
         from overlayctl.runtime import prune
 
+        self._put_away()
         return prune.prune(self.store, everything=everything, dry_run=dry_run, agreed=agreed)
 
     def reset(self, *, dry_run: bool) -> dict[str, Any]:

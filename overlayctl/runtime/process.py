@@ -20,6 +20,7 @@ from overlayctl.runtime import (
     bundle,
     creation,
     engines,
+    executable,
     joining,
     mounts,
     outer,
@@ -125,6 +126,8 @@ def _foreground(
         hostname = config.hostname or container.id[:12]
         process = described(root, config, command, hostname)
         _refuse_links(root)
+        if chosen.program and not config.mounts:
+            executable.refuse_missing(root, process)
         files = write_files(layout.run(container.id), hostname, config.network)
         placements, sources = _placements(owned, own, files)
         room = bundle.Room(
