@@ -398,14 +398,19 @@ class Engine:
         rows = self.containers(everything=True, filters=filters, sizes=True)
         return removal.prune_containers(self.store, rows, dry_run=dry_run, agreed=agreed)
 
-    def remove_container(self, name: str, *, force: bool, dry_run: bool) -> str:
+    def remove_container(
+        self, name: str, *, force: bool, dry_run: bool, volumes: bool = False
+    ) -> str:
         """Remove a container and what was written in it; its id.
 
-        Raises InUse while it is mounted; ``force`` unmounts it first.
+        With ``volumes`` its anonymous volumes, too, that no other container has. Raises InUse
+        while it is mounted; ``force`` unmounts it first.
         """
         from overlayctl.runtime import removal
 
-        return removal.remove_container(self.store, name, force=force, dry_run=dry_run)
+        return removal.remove_container(
+            self.store, name, force=force, dry_run=dry_run, volumes=volumes
+        )
 
     # -- volumes ---------------------------------------------------------------------
 

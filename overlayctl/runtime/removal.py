@@ -12,6 +12,7 @@ from overlayctl.kernel import inuse, mounter, mounttable, rooted
 from overlayctl.layer import attach
 from overlayctl.runtime import mounts
 from overlayctl.store import containers, gc, images, layers, locks, records, snapshots
+from overlayctl.store import volumes as stored_volumes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -108,10 +109,13 @@ def _containers_of(store: Store, image: Image, mounted: Collection[str]) -> list
     return holders
 
 
-def remove_container(store: Store, name: str, *, force: bool, dry_run: bool) -> str:
+def remove_container(
+    store: Store, name: str, *, force: bool, dry_run: bool, volumes: bool = False
+) -> str:
     """Remove a container and what was written in it; its id.
 
-    Raises InUse while it is mounted or a process lives in it; ``force`` unmounts it first.
+    With ``volumes`` its anonymous volumes, too, that no other container has. Raises InUse while
+    it is mounted or a process lives in it; ``force`` unmounts it first.
     """
     with store.locked(exclusive=False):
         found = containers.resolve(store.layout, name)
@@ -131,6 +135,8 @@ def remove_container(store: Store, name: str, *, force: bool, dry_run: bool) -> 
         forget_mountpoint(store, found.id)
         snapshots.remove(store.layout, found.id)
         containers.remove(store.layout, found)
+        if volumes:
+            stored_volumes.forsake(store.layout, found)
     return found.id
 
 
@@ -175,6 +181,7 @@ def reset(store: Store, *, dry_run: bool) -> dict[str, Any]:
             "Images": len(images.listed(store.layout)),
             "Containers": [found.name for found in containers.readable(store.layout)],
             "Layers": len(layers.listed(store.layout)),
+            "Volumes": stored_volumes.listed(store.layout),
         }
         if dry_run:
             return plan
