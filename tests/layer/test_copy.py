@@ -172,7 +172,7 @@ def test_a_directory_and_what_is_none_do_not_replace_each_other(
     for name, make in (("a", source), ("b", there)):
         (tmp_path / name).mkdir()
         make(tmp_path / name / "x")
-    with pytest.raises(Conflict, match="^'x' is "):
+    with pytest.raises(Conflict, match=r"^'x' is "):
         copied(tmp_path / "a", tmp_path / "b")
     assert os.listdir(tmp_path / "b") == ["x"]
 
