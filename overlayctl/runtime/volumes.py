@@ -215,6 +215,11 @@ def prepare(store: Store, container: Container, root_fd: int) -> list[Bound]:
     found.sort(key=lambda each: (each[0].count(b"/"), each[0]))
     for place, one, _ in found:
         _refuse_place(one, place)
+    for place, one, _ in found:
+        if one.kind == "volume" and one.copy:
+            from overlayctl.runtime import filling
+
+            filling.fill(store, one.source, plain, place)
     bound = []
     with ExitStack() as held:
         targets = Targets(root_fd)

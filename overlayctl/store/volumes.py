@@ -161,9 +161,9 @@ def find(layout: Layout, name: str) -> Volume:
 
 
 def users(layout: Layout) -> dict[str, list[Container]]:
-    """The containers that name each volume, running or not."""
+    """The containers that name each volume, running or not, by name."""
     found: dict[str, list[Container]] = {}
-    for container in containers.readable(layout):
+    for container in sorted(containers.readable(layout), key=lambda one: one.name):
         named = [one.source for one in container.config.mounts if one.kind == "volume"]
         for name in dict.fromkeys(named):
             found.setdefault(name, []).append(container)
@@ -204,7 +204,7 @@ def data(layout: Layout, name: str) -> str:
 
 
 def is_fresh(layout: Layout, name: str) -> bool:
-    """Whether it may still get an image's content: nothing was ever put into it."""
+    """Whether it may get an image's content: it is empty, and never got any."""
     return os.path.lexists(layout.volume(name, "fresh")) and _is_empty(layout.volume(name, "_data"))
 
 
