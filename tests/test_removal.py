@@ -82,7 +82,7 @@ def test_a_view_that_was_never_mounted_leaves_no_note(root: Path) -> None:
 
 def test_a_volatile_mount_that_nobody_sees_stays_noted(root: Path) -> None:
     engine = opened(root, "auto")
-    key = engine.create("n:1", name="cc", command=(), labels={}, mount=False).id
+    key = engine.create("n:1", name="cc").id
     note = Path(engine.layout.snapshot(key, "volatile"))
     merged = Path(engine.mount_container("cc", volatile=True, xino=False))
     with (merged / "open").open("w"):
@@ -106,7 +106,7 @@ def test_an_acl_that_new_directories_inherit_reaches_nothing(tmp_path: Path) -> 
     )  # fmt: skip
     os.setxattr(tmp_path, "system.posix_acl_default", acl)
     engine = opened(tmp_path / "store")
-    key = engine.create("n:1", name="cc", command=(), labels={}, mount=False).id
+    key = engine.create("n:1", name="cc").id
     merged = Path(engine.mount_container("cc", volatile=False, xino=False))
     try:
         for path in (merged, merged / "d", Path(engine.layout.snapshot(key))):
@@ -117,7 +117,7 @@ def test_an_acl_that_new_directories_inherit_reaches_nothing(tmp_path: Path) -> 
 
 def test_reset_takes_nothing_away_from_who_reads_it(root: Path) -> None:
     engine = opened(root, "auto")
-    engine.create("n:1", name="cc", command=(), labels={}, mount=False)
+    engine.create("n:1", name="cc")
 
     def write(_: bytes) -> None:
         with pytest.raises(InUse, match="container"):

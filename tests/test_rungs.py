@@ -82,7 +82,7 @@ def through_all_rungs(root: str, way: Setting, count: int) -> list[Tree]:
         assert mount.source.startswith(f"overlayctl:{engine.store.mark}:image:")
         found.append(trees.snapshot(view))
         engine.unmount_image(f"n:{count}")
-        engine.create(f"n:{count}", name="cc", command=(), labels={}, mount=False)
+        engine.create(f"n:{count}", name="cc")
         place = Path(engine.mount_container("cc", volatile=False, xino=False))
         (place / "top").write_text("changed")
         (place / "d" / f"{count:03}").unlink()
@@ -177,7 +177,7 @@ def test_a_store_on_an_overlay(tmp_path: Path) -> None:
         assert mount is not None
         assert mount.source.startswith("/dev/loop")
         with pytest.raises(HostCannot, match="lies on an overlay") as refused:
-            engine.create("n:9", name="cc", command=(), labels={}, mount=False)
+            engine.create("n:9", name="cc")
         assert "volume" in refused.value.hint
         assert os.listdir(os.path.join(root, "snapshots")) == []
         assert os.listdir(os.path.join(root, "ingest")) == []

@@ -25,9 +25,12 @@ _SHORT = {
     "history": ("image", "app", "history"),
     "tag": ("image", "app", "tag"),
     "rmi": ("image", "app", "rm"),
-    "create": ("container", "app", "create"),
+    "create": ("making", "app", "create"),
     "ps": ("container", "app", "ls"),
+    "rename": ("container", "app", "rename"),
     "rm": ("container", "app", "rm"),
+    "commit": ("commit", "app", "commit"),
+    "diff": ("diff", "app", "diff"),
     "export": ("container", "app", "export"),
     "mount": ("system", "either", "mount"),
     "umount": ("system", "either", "umount"),
@@ -35,7 +38,7 @@ _SHORT = {
 }
 """Docker's short forms: the module, its application, the command there."""
 
-_NOUNS = ("image", "layer", "container", "system")
+_NOUNS = ("image", "layer", "container", "volume", "system")
 
 _VERSION = "--version"
 
@@ -46,13 +49,9 @@ _UNPACK = "overlayctl container mount NAME, then work in the directory that it p
 _WORDS: dict[str, tuple[str, str]] = {
     "run": (_LATER, 'chroot "$(overlayctl container mount NAME)" COMMAND'),
     "exec": (_LATER, 'chroot "$(overlayctl container mount NAME)" COMMAND'),
-    "commit": (_LATER, "overlayctl container inspect NAME shows the upper directory to pack"),
-    "diff": (_LATER, "list the UpperDir that overlayctl container inspect NAME shows"),
     "save": (_LATER, "keep the archive that the image was loaded from"),
     "cp": (_LATER, _UNPACK),
-    "rename": (_LATER, "overlayctl container create --name NAME gives a name from the start"),
     "df": (_LATER, "overlayctl layer ls and image ls show sizes"),
-    "volume": (_LATER, "mount --bind a directory into the path that container mount prints"),
     "with": (_LATER, "overlayctl mount NAME, then umount NAME"),
     "whence": (_LATER, "overlayctl layer files REF:N lists one layer"),
     "find": (_LATER, "overlayctl layer files REF:N lists one layer"),
@@ -99,7 +98,7 @@ del _word
 class _Asked:
     """What the common options say."""
 
-    __slots__ = ("args", "json", "lock_timeout", "root")
+    __slots__ = ("args", "json", "lock_timeout", "making", "root")
 
     def __init__(self) -> None:
         self.reset(())
@@ -110,6 +109,7 @@ class _Asked:
         self.json = False
         self.lock_timeout = 30.0
         self.root = ""
+        self.making: dict[str, Any] = {}
 
 
 asked = _Asked()
@@ -278,27 +278,17 @@ def _root() -> Any:
 
         def get_command(self, ctx: Any, cmd_name: str) -> Any:
             if cmd_name in _NOUNS:
-                return _loaded(cmd_name, "app")
+                return render.loaded(cmd_name, "app")
             if cmd_name == "unmount":
                 cmd_name = "umount"
             if cmd_name not in _SHORT:
                 return None
             module, application, name = _SHORT[cmd_name]
-            return _loaded(module, application).get_command(ctx, name)
+            return render.loaded(module, application).get_command(ctx, name)
 
     app = render.noun(Root)
     app.callback(epilog=render.EXITS)(render.front)
     return typer.main.get_command(app)
-
-
-def _loaded(module: str, application: str) -> Any:
-    """The commands of one noun."""
-    import importlib
-
-    import typer
-
-    found = importlib.import_module(f"overlayctl.cli.{module}")
-    return typer.main.get_command(getattr(found, application))
 
 
 @contextlib.contextmanager

@@ -30,6 +30,13 @@ ListFormat = Annotated[
         "--format", metavar="TEMPLATE", help="Go template, as docker's; 'table TEMPLATE' or json."
     ),
 ]
+_FILTER = "Only what fits; may be repeated."
+Filters = Annotated[
+    list[str] | None, typer.Option("--filter", "-f", metavar="KEY=VALUE", help=_FILTER)
+]
+PruneFilters = Annotated[
+    list[str] | None, typer.Option("--filter", metavar="KEY=VALUE", help=_FILTER)
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print ids only.")]
 NoTrunc = Annotated[bool, typer.Option("--no-trunc", help="Do not shorten ids and commands.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would go, remove nothing.")]
@@ -90,11 +97,21 @@ class Noun(TyperGroup):
     """A group of commands that knows docker's other words for them."""
 
     also = {"list": "ls", "remove": "rm", "umount": "unmount"}  # noqa: RUF012
+    more: Mapping[str, str] = {}
+    """Commands in modules of their own: which one."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All commands."""
+        return [*super().list_commands(ctx), *self.more]
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return the command of that name, or of the other word for it."""
-        found = super().get_command(ctx, cmd_name)
-        return found or super().get_command(ctx, self.also.get(cmd_name, cmd_name))
+        for name in (cmd_name, self.also.get(cmd_name, cmd_name)):
+            if name in self.more:
+                return loaded(self.more[name], "app").get_command(ctx, name)
+            if found := super().get_command(ctx, name):
+                return found
+        return None
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Explain themselves where no command is given."""
@@ -117,10 +134,23 @@ class Top(Noun):
         self.params += _common(hidden=False)
 
 
-def noun(kind: type[Noun] = Noun, explained: str | None = None) -> typer.Typer:
-    """Return an application that needs neither rich nor shell completion."""
+def loaded(module: str, application: str) -> Any:
+    """Return the commands of an application of a module of ours, which is imported now."""
+    import importlib
+
+    found = importlib.import_module(f"overlayctl.cli.{module}")
+    return typer.main.get_group(getattr(found, application))
+
+
+def noun(
+    kind: type[Noun] = Noun, explained: str | None = None, *, more: Mapping[str, str] | None = None
+) -> typer.Typer:
+    """Return an application that needs neither rich nor shell completion.
+
+    ``more`` are commands of this noun that live elsewhere, and the modules they are in.
+    """
     app = typer.Typer(
-        cls=kind,
+        cls=type(kind.__name__, (kind,), {"more": more}) if more else kind,
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,

@@ -2,41 +2,57 @@
 
 from __future__ import annotations
 
+import os
 import secrets
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from overlayctl import names
 from overlayctl.errors import Conflict
 from overlayctl.store import containers, images, records, snapshots
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping
 
-    from overlayctl.store.containers import Container
+    from overlayctl.layout import Layout
+    from overlayctl.store.containers import Config, Container
     from overlayctl.store.opened import Store
+
+_KINDS = (
+    "amber", "banded", "bright", "calm", "coarse", "crimson", "dark", "dense", "eroded", "faint",
+    "fine", "folded", "glacial", "golden", "grey", "hidden", "layered", "mossy", "muddy", "pale",
+    "patient", "quiet", "rough", "sandy", "silver", "smooth", "solid", "steep", "tidal", "upright",
+    "weathered", "white",
+)  # fmt: skip
+_ROCKS = (
+    "basalt", "breccia", "chalk", "chert", "clay", "coal", "dolomite", "dune", "flint", "gabbro",
+    "gneiss", "granite", "gravel", "gypsum", "jasper", "lava", "lignite", "limestone", "loam",
+    "marble", "marl", "obsidian", "peat", "pumice", "quartz", "sandstone", "schist", "shale",
+    "slate", "till", "travertine", "tuff",
+)  # fmt: skip
 
 
 def create(
-    store: Store, image: str, *, name: str | None, command: Sequence[str], labels: dict[str, str]
+    store: Store, image: str, *, name: str | None, asked: Config, labels: Mapping[str, str]
 ) -> Container:
-    """The new container; without ``name`` it has the start of its id for one.
+    """The new container; without ``name`` it is given one that nobody has.
 
-    Raises Usage for a name that cannot be one, NotFound, Conflict for one that is taken,
-    HostCannot where nothing could ever be written in it.
+    What ``asked`` says comes before what the image says. Raises Usage for a name that cannot
+    be one, NotFound, Conflict for one that is taken, HostCannot where nothing could ever be
+    written in it.
     """
     if name is not None:
         names.container_name(name)
     identifier = secrets.token_hex(32)
     with store.deciding() as own:
         found, reference = images.resolve(store.layout, image)
-        default = images.command(images.config(store.layout, found))
+        said = _inner(images.config(store.layout, found))
         container = containers.Container(
             identifier,
-            name or identifier[:12],
+            name or _new_name(store.layout),
             found.hex,
             reference or found.id,
-            tuple(command) or default,
-            labels,
+            configured(said, asked),
+            {**_labels(said), **labels},
             records.now(),
         )
         snapshots.prepare(store.layout, own, identifier, "container", found.layers)
@@ -46,3 +62,63 @@ def create(
             snapshots.remove(store.layout, identifier)
             raise
     return container
+
+
+def _new_name(layout: Layout) -> str:
+    """Two words that no container has, and a number where chance finds none."""
+    number = 0
+    while True:
+        name = f"{secrets.choice(_KINDS)}_{secrets.choice(_ROCKS)}"
+        name += str(number - 8) if number > 8 else ""
+        if not os.path.lexists(layout.container_name(name)):
+            return name
+        number += 1
+
+
+def configured(said: dict[str, Any], asked: Config) -> Config:
+    """What an image's ``config`` says, with what was asked for over it, as docker does.
+
+    Another entrypoint leaves the image's command out; of two variables of one name the later
+    counts. What is of another type than the image-spec's (config.md) is not there.
+    """
+    entrypoint, command = _words(said, "Entrypoint"), _words(said, "Cmd")
+    if asked.entrypoint is not None:
+        entrypoint, command = asked.entrypoint, ()
+    return asked._replace(
+        entrypoint=entrypoint,
+        command=asked.command or command,
+        environment=variables((*_words(said, "Env"), *asked.environment)),
+        directory=asked.directory or _text(said, "WorkingDir"),
+        user=asked.user or _text(said, "User"),
+    )
+
+
+def variables(texts: Iterable[str]) -> tuple[str, ...]:
+    """``NAME=value`` each, of every name the last one; a name alone takes the variable away."""
+    last: dict[str, str | None] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        last[name] = value if equals else None
+    return tuple(f"{name}={value}" for name, value in last.items() if value is not None)
+
+
+def _inner(config: dict[str, Any]) -> dict[str, Any]:
+    inner = config.get("config")
+    return inner if isinstance(inner, dict) else {}
+
+
+def _words(said: dict[str, Any], key: str) -> tuple[str, ...]:
+    words = said.get(key)
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        return ()
+    return tuple(words)
+
+
+def _text(said: dict[str, Any], key: str) -> str:
+    text = said.get(key)
+    return text if isinstance(text, str) else ""
+
+
+def _labels(said: dict[str, Any]) -> dict[str, str]:
+    labels = said.get("Labels")
+    return {str(k): str(v) for k, v in labels.items()} if isinstance(labels, dict) else {}

@@ -338,6 +338,7 @@ def _containers(layout: Layout) -> list[Finding]:
         except Usage as error:
             found.append(Finding("container-damaged", path, str(error)))
             continue
+        container = containers.called(layout, container)
         if containers.named(layout, container.name) != container_id:
             path = layout.container_name(container.name)
             message = f"it does not lead to container {container_id[:12]}, whose name it is"

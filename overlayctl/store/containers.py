@@ -17,16 +17,47 @@ from overlayctl.store.records import Record, fault
 
 if TYPE_CHECKING:
     from overlayctl.layout import Layout
+    from overlayctl.placed import Placed
+
+
+class Config(NamedTuple):
+    """What runs in a container, and how: the image's words, with those of ``create`` over them.
+
+    ``environment`` has ``NAME=value`` each. ``entrypoint`` is None only in what is asked for:
+    then the image's counts. ``disposable`` is whether the container goes when its process ends.
+    """
+
+    entrypoint: tuple[str, ...] | None = None
+    command: tuple[str, ...] = ()
+    environment: tuple[str, ...] = ()
+    directory: str = ""
+    user: str = ""
+    hostname: str = ""
+    terminal: bool = False
+    stdin: bool = False
+    read_only: bool = False
+    network: str = "none"
+    disposable: bool = False
+    volatile: bool = False
+    mounts: tuple[Placed, ...] = ()
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The program and its arguments."""
+        return (*(self.entrypoint or ()), *self.command)
 
 
 class Container(NamedTuple):
-    """A container's record. Where that is lost ``image`` is empty: nothing but the id is known."""
+    """A container's record. Where that is lost ``image`` is empty: nothing but the id is known.
+
+    ``name`` is the one it has now; the record keeps the one it was made with.
+    """
 
     id: str
     name: str
     image: str
     reference: str
-    command: tuple[str, ...]
+    config: Config
     labels: dict[str, str]
     created: str
 
@@ -36,17 +67,10 @@ def commit(layout: Layout, staging: str, container: Container) -> None:
 
     Raises Conflict if the name is taken. A name whose record is missing is free.
     """
+    _refuse_taken(layout, container.name)
     link = layout.container_name(container.name)
-    if os.path.lexists(link):
-        holder = named(layout, container.name)
-        if holder and os.path.exists(layout.container(holder)):
-            raise Conflict(
-                f"the name {container.name!r} is taken by container {names.short(holder)}",
-                hint=f"overlayctl rm {container.name}, or choose another --name",
-            )
-        os.unlink(link)
     staged = os.path.join(staging, "container.json")
-    records.write(staged, records.encode(container._asdict()))
+    records.write(staged, records.encode(_record(container)))
     os.symlink(container.id, link)
     records.sync_directory(layout.path("containers", "names"))
     fault("container:after-name")
@@ -59,38 +83,105 @@ def commit(layout: Layout, staging: str, container: Container) -> None:
     fault("container:after-rename")
 
 
+def _record(container: Container) -> Record:
+    config = container.config._asdict()
+    config["mounts"] = [placed._asdict() for placed in container.config.mounts]
+    return {**container._asdict(), "config": config}
+
+
+def rename(layout: Layout, container: Container, name: str) -> None:
+    """Give a container another name; the caller holds the store's lock.
+
+    Raises Usage for what cannot be a name, Conflict for one that is taken.
+    """
+    names.container_name(name)
+    if name == container.name:
+        raise Conflict(f"container {name!r} has that name already", hint="choose another name")
+    _refuse_taken(layout, name)
+    before = layout.container_name(container.name)
+    if named(layout, container.name) != container.id:
+        raise Damaged(
+            f"container {names.short(container.id)} has no name",
+            hint="overlayctl system check --repair",
+        )
+    os.rename(before, layout.container_name(name))
+    records.sync_directory(layout.path("containers", "names"))
+
+
+def _refuse_taken(layout: Layout, name: str) -> None:
+    """Raises Conflict if the name is taken; a name whose record is missing is free."""
+    link = layout.container_name(name)
+    if os.path.lexists(link):
+        holder = named(layout, name)
+        if holder and os.path.exists(layout.container(holder)):
+            raise Conflict(
+                f"the name {name!r} is taken by container {names.short(holder)}",
+                hint=f"overlayctl rm {name}, or choose another name",
+            )
+        os.unlink(link)
+
+
 def named(layout: Layout, name: str) -> str | None:
-    """The id that a name's symlink holds, whether or not it has a record."""
+    """The id that a name's symlink holds, whether or not it has a record; None for no name."""
+    if "/" in name or "\0" in name or name in {"", ".", ".."}:
+        return None
     try:
         return os.readlink(layout.container_name(name))
     except OSError as error:
-        if error.errno in {errno.ENOENT, errno.EINVAL}:
+        if error.errno in {errno.ENOENT, errno.EINVAL, errno.ENAMETOOLONG}:
             return None
         raise
 
 
 def get(layout: Layout, container_id: str) -> Container:
     """The container with that full id. Raises NotFound, Damaged."""
-    return parse(container_id, records.read(layout.container(container_id)))
+    found = parse(container_id, records.read(layout.container(container_id)))
+    return called(layout, found)
+
+
+def called(layout: Layout, container: Container) -> Container:
+    """The container with the name that leads to it; where none does, the one in its record."""
+    if named(layout, container.name) == container.id:
+        return container
+    for name in records.names(layout.path("containers", "names")):
+        if named(layout, name) == container.id:
+            return container._replace(name=name)
+    return container
 
 
 def parse(container_id: str, record: Record) -> Container:
-    """What a container's record says. Raises Damaged."""
+    """What a container's record says, with the name it was made with. Raises Damaged."""
     try:
         return Container(
             container_id,
             str(record["name"]),
             str(record["image"]),
             str(record.get("reference", "")),
-            tuple(map(str, record.get("command") or ())),
+            _config(record.get("config") or {"command": record.get("command")}),
             {str(key): str(value) for key, value in (record.get("labels") or {}).items()},
             str(record.get("created", "")),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise Damaged(
             f"the record of container {names.short(container_id)} is damaged: {error}",
             hint="overlayctl system check",
         ) from error
+
+
+def _config(record: Record) -> Config:
+    """What a record says of a configuration; unknown fields are left to who knows them."""
+    said = {key: value for key, value in record.items() if key in Config._fields}
+    for key in ("entrypoint", "command", "environment"):
+        said[key] = tuple(map(str, said.get(key) or ()))
+    said["mounts"] = tuple(map(_placed, said.get("mounts") or ()))
+    return Config(**said)
+
+
+def _placed(record: Record) -> Placed:
+    from overlayctl.placed import Placed
+
+    placed = Placed(**{key: record[key] for key in Placed._fields if key in record})
+    return placed._replace(options=tuple(placed.options))
 
 
 def listed(layout: Layout) -> list[str]:
@@ -130,14 +221,13 @@ def find(layout: Layout, container_id: str) -> Container:
     try:
         return get(layout, container_id)
     except (NotFound, Damaged):
-        return Container(container_id, container_id[:12], "", "", (), {}, "")
+        return Container(container_id, container_id[:12], "", "", Config(), {}, "")
 
 
 def resolve(layout: Layout, text: str) -> Container:
     """The container of that name or id's start. Raises NotFound with close names, Ambiguous."""
     ids = listed(layout)
-    safe = "/" not in text and "\0" not in text and text not in {"", ".", ".."}
-    holder = named(layout, text) if safe else None
+    holder = named(layout, text)
     if holder in ids:
         return find(layout, holder)
     try:

@@ -122,15 +122,6 @@ def config(layout: Layout, image: Image) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def command(config: dict[str, Any]) -> tuple[str, ...]:
-    """The words of a config's Cmd; none where it is not a list of words."""
-    inner = config.get("config")
-    words = inner.get("Cmd") if isinstance(inner, dict) else None
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        return ()
-    return tuple(words)
-
-
 def tags(layout: Layout) -> dict[str, str]:
     """Each reference and the image id (hex) it stands for."""
     found = {}

@@ -281,8 +281,8 @@ class _Repair:
                 names.container_name(container.name)
             except OverlayctlError:
                 continue
-            link = self._layout.container_name(container.name)
-            if not os.path.lexists(link):
+            if containers.named(self._layout, container.name) != container.id:
+                link = self._layout.container_name(container.name)
                 self._try(
                     ("container-nameless", link),
                     partial(self._name, container),
@@ -295,7 +295,10 @@ class _Repair:
                 )
 
     def _name(self, container: containers.Container) -> None:
-        os.symlink(container.id, self._layout.container_name(container.name))
+        # Its own may be another's by now.
+        taken = os.path.lexists(self._layout.container_name(container.name))
+        name = names.short(container.id) if taken else container.name
+        os.symlink(container.id, self._layout.container_name(name))
         records.sync_directory(self._layout.path("containers", "names"))
 
     def _record_snapshot(self, container: containers.Container) -> None:

@@ -31,7 +31,7 @@ def first(run: Shell, tmp_path: Path) -> Shell:
     archive = str(docker_archive(tmp_path / "a.tar", LAYERS))
     engine = Engine.open(run.store, create=True)
     engine.load(archive, tag=None, platform=None, progress=Silent())
-    made = engine.create("demo", name="cc", command=(), labels={}, mount=True)
+    made = engine.create("demo", name="cc", mount=True)
     merged = Path(made.merged or "")
     with (merged / "b").open("a") as file:
         file.write(" and more")

@@ -194,7 +194,7 @@ def test_a_write_that_the_disk_cuts_short_leaves_nothing(
         engine.load(str(place.another), tag=None, platform=None, progress=Silent())
 
     def create() -> None:
-        engine.create("demo", name="new", command=(), labels={}, mount=False)
+        engine.create("demo", name="new")
 
     def mount() -> None:
         engine.mount_container("cc", volatile=False, xino=False)

@@ -40,7 +40,7 @@ def cc(run: Shell, tmp_path: Path) -> str:
     archive = str(docker_archive(tmp_path / "a.tar", [LAYER]))
     engine = Engine.open(run.store, create=True)
     engine.load(archive, tag=None, platform=None, progress=Silent())
-    return engine.create("demo", name="cc", command=(), labels={}, mount=False).id
+    return engine.create("demo", name="cc").id
 
 
 def works(merged: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from overlayctl.engine import Engine
 from overlayctl.errors import Conflict, NotFound
+from overlayctl.runtime.commit import Wish
 from overlayctl.store.records import POINTS, fault
 from tests import filesystems
 from tests.archives import docker_archive
@@ -50,7 +51,7 @@ class World:
 
     def populate(self) -> None:
         self.open().load(self.other, tag=None, platform=None, progress=Silent())
-        self.engine.create("other", name="bystander", command=(), labels={}, mount=False)
+        self.engine.create("other", name="bystander")
 
     def open(self) -> Engine:
         return Engine.open(self.store, create=True)
@@ -65,7 +66,7 @@ class World:
         self.engine.tag("other", "demo")
 
     def create(self) -> None:
-        self.engine.create("demo", name="cc", command=(), labels={}, mount=False)
+        self.engine.create("demo", name="cc")
 
     def mount(self) -> None:
         self.engine.mount_container("cc", volatile=False, xino=False)
@@ -87,6 +88,9 @@ class World:
         merged = Path(self.engine.mount_container("cc", volatile=False, xino=False))
         (merged / "written").write_text("4")
 
+    def commit(self) -> None:
+        self.engine.commit("cc", reference="made", wish=Wish(), progress=Silent())
+
     def findings(self) -> set[str]:
         return {found["Tag"] for found in self.engine.check(quick=False)}
 
@@ -107,6 +111,7 @@ INGEST = (
     "ingest:after-sync", "layer:after-rename", "image:before-rename", "image:after-rename",
     "tag:before-rename", "tag:after-rename",
 )  # fmt: skip
+COMMIT = ("commit:after-tar", "layer:after-rename", "image:before-rename", "tag:before-rename")
 TEARDOWN = (
     "umount:after-umount", "snapshot:after-unlink", "snapshot:after-upper",
     "snapshot:after-removal", "container:after-unlink",
@@ -134,6 +139,7 @@ COMMANDS = {
     "mount again": Command((*MOUNTED, World.unmount), World.mount, MOUNT),
     "image mount": Command((World.populate, World.load), World.view, ("mount:after-mountpoint",)),
     "umount": Command(MOUNTED, World.unmount, ("umount:after-umount",)),
+    "commit": Command(MOUNTED, World.commit, COMMIT),
     "rm": Command(MOUNTED, World.remove, TEARDOWN),
     "image rm": Command((World.populate, World.load), World.remove_image, REMOVE_IMAGE),
 }
@@ -158,7 +164,12 @@ def listed_things_are_complete(world: World) -> None:
     engine.layers()
     for image in engine.images():
         view = Path(engine.mount_image(image["Id"]))
-        assert "".join(sorted(path.read_text() for path in view.iterdir())) in {"012", "03", "1"}
+        assert "".join(sorted(path.read_text() for path in view.iterdir())) in {
+            "012",
+            "0124",
+            "03",
+            "1",
+        }
         engine.unmount_image(image["Id"])
         engine.history(image["Id"])
     for row in engine.containers(everything=True):
@@ -179,6 +190,8 @@ def everything_can_go(world: World) -> None:
             world.engine.remove_container(name, force=True, dry_run=False)
     for row in world.engine.images():
         world.engine.remove_image(row["Id"], force=True, dry_run=False)
+    # No image may name the layer of a commit, and no archive has it.
+    world.engine.prune(everything=False, dry_run=False)
     for kind in ("layers", "images", "tags", "snapshots", "containers/names", "ingest"):
         assert world.names(kind) == [], kind
     assert world.names("attached/merged") == []

@@ -29,7 +29,7 @@ def paths(run: Shell, tmp_path: Path) -> list[Path]:
     archive = str(docker_archive(tmp_path / "a.tar", LAYERS))
     engine = Engine.open(run.store, create=True)
     engine.load(archive, tag=None, platform=None, progress=Silent())
-    engine.create("demo", name="cc", command=(), labels={}, mount=False)
+    engine.create("demo", name="cc")
     return [Path(engine.layer_path(f"demo:{number}")) for number in (1, 2)]
 
 

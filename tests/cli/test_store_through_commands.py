@@ -351,5 +351,5 @@ def test_reset_takes_no_store_away_from_a_load(run: Run, root: Path, tmp_path: P
     run("system", "reset", "--yes")
     # Who had it open, and waited for the lock.
     with pytest.raises(NotFound, match="is gone"):
-        engine.create("demo", name="late", command=(), labels={}, mount=False)
+        engine.create("demo", name="late")
     assert os.listdir(root) == []

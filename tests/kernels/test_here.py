@@ -102,7 +102,7 @@ def test_five_hundred_layers(tmp_path: Path) -> None:
     with nothing_left(layout.root):
         for rung in works(probe.mount_rungs(layout.root)):
             engine = Engine.open(layout.root, rung=cast("Rung", rung))
-            engine.create("many:1", name="cc", command=(), labels={}, mount=False)
+            engine.create("many:1", name="cc")
             merged = Path(engine.mount_container("cc", volatile=False, xino=False))
             assert {name: (merged / name).read_text() for name in os.listdir(merged)} == {
                 f"f{n}": str(n) for n in range(500)

@@ -14,7 +14,7 @@ from overlayctl.layer import attach
 from overlayctl.layer.compression import Source
 from overlayctl.layout import Layout
 from overlayctl.store import containers, images, layers, locks, records, snapshots, staging
-from overlayctl.store.containers import Container
+from overlayctl.store.containers import Config, Container
 from overlayctl.store.ingest import Ingested, Wanted, ingest_layers
 
 KEY = "ab" * 32
@@ -84,7 +84,7 @@ def add_snapshot(layout: Layout, names: Sequence[str], key: str = KEY) -> None:
 def add_container(
     layout: Layout, image: images.Image, name: str = "web", key: str = KEY
 ) -> Container:
-    container = Container(key, name, image.hex, image.id, (), {}, records.now())
+    container = Container(key, name, image.hex, image.id, Config(), {}, records.now())
     with writing(layout) as place:
         snapshots.prepare(layout, place, key, "container", image.layers)
         containers.commit(layout, place, container)

@@ -80,7 +80,7 @@ def test_what_returned_is_there_after_a_power_loss(tmp_path: Path, kind: str) ->
             engine = Engine.open(disk.store, create=True)
             engine.load(archive, tag=None, platform=None, progress=Silent())
             disk.pull_the_plug("load")
-            engine.create("demo", name="cc", command=(), labels={}, mount=False)
+            engine.create("demo", name="cc")
             disk.pull_the_plug("create")
             engine.tag("demo", "other:1")
             disk.pull_the_plug("tag")

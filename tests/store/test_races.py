@@ -217,7 +217,7 @@ def test_mount_against_detach(
 ) -> None:
     abc = archive("abc")
     abc.load(engine)
-    container = engine.create(abc.tag, name="box", command=(), labels={}, mount=False).id
+    container = engine.create(abc.tag, name="box").id
 
     def mount(engine: Engine, _: int) -> None:
         look(engine.mount_container(container, volatile=False, xino=False), "abc")
@@ -305,7 +305,7 @@ def test_create_against_image_rm(
     abc = archive("abc")
 
     def create(engine: Engine, number: int) -> None:
-        made = engine.create(abc.tag, name=f"box{number}", command=(), labels={}, mount=True)
+        made = engine.create(abc.tag, name=f"box{number}", mount=True)
         look(made.merged or "", "abc")
 
     def remove(engine: Engine, number: int) -> None:
@@ -406,7 +406,7 @@ def test_creates_of_one_name(
     abc.load(engine)
 
     def create(engine: Engine, number: int) -> None:
-        engine.create(abc.tag, name="box", command=(), labels={}, mount=number % 2 == 0)
+        engine.create(abc.tag, name="box", mount=number % 2 == 0)
 
     with racing(engine.layout.root, *[Party(create, (Conflict,))] * 3) as race:
         for number in rounds:
@@ -425,12 +425,9 @@ def test_containers_mounted_at_the_same_moment_are_never_taken_for_one(
 ) -> None:
     abc = archive("abc")
     abc.load(engine)
-    boxes = [
-        engine.create(abc.tag, name=f"box{n}", command=(), labels={}, mount=False).id
-        for n in range(many)
-    ]
+    boxes = [engine.create(abc.tag, name=f"box{n}").id for n in range(many)]
 
-    busy = engine.create(abc.tag, name="busy", command=(), labels={}, mount=True).id
+    busy = engine.create(abc.tag, name="busy", mount=True).id
     upper, lower = engine.layout.snapshot(busy, "upper"), engine.layout.diff(attach.EMPTY)
     second = tmp_path / "second"
     second.mkdir()
@@ -477,7 +474,7 @@ def test_prune_against_everything(
         assert not engine.prune(everything=number % 2 == 0, dry_run=False).unread
 
     def create(engine: Engine, number: int) -> None:
-        made = engine.create(ab.tag, name=f"box{number}", command=(), labels={}, mount=True)
+        made = engine.create(ab.tag, name=f"box{number}", mount=True)
         look(made.merged or "", "ab")
 
     def mount(engine: Engine, _: int) -> None:
@@ -526,7 +523,7 @@ def test_what_is_always_there_is_always_listed(
     for image in (first, second):
         image.load(engine)
     engine.tag(first.tag, "moves:1")
-    box = engine.create(first.tag, name="box", command=(), labels={}, mount=False).id
+    box = engine.create(first.tag, name="box").id
 
     def move(engine: Engine, _: int) -> None:
         for image in (second, first) * 2:
@@ -534,7 +531,7 @@ def test_what_is_always_there_is_always_listed(
 
     def come_and_go(engine: Engine, _: int) -> None:
         other.load(engine)
-        engine.create(other.tag, name="other", command=(), labels={}, mount=False)
+        engine.create(other.tag, name="other")
         engine.remove_container("other", force=False, dry_run=False)
         other.remove(engine)
 

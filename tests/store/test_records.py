@@ -115,7 +115,7 @@ def test_a_store_with_a_feature_that_forbids_writing_is_read_and_not_written(
     for writing in (
         lambda: Engine.open(layout.root, create=True),
         lambda: engine.tag("demo:1", "demo:2"),
-        lambda: engine.create("demo:1", name=None, command=(), labels={}, mount=False),
+        lambda: engine.create("demo:1", name=None),
         lambda: engine.mount_container("web", volatile=False, xino=False),
         lambda: engine.remove_image("demo:1", force=True, dry_run=False),
         lambda: engine.remove_container("web", force=False, dry_run=False),
