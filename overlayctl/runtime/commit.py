@@ -190,7 +190,9 @@ def _looks_as(fd: int, below: Stack, path: bytes, *, time: bool) -> bool:
     """Whether an upper directory has the attributes of what it lies on."""
     there = below.inherited(path)
     info = os.fstat(fd)
-    xattrs = {name: value for name, value in places.xattrs(fd).items() if unescape(name) is not None}
+    xattrs = {
+        name: value for name, value in places.xattrs(fd).items() if unescape(name) is not None
+    }
     if there is None:
         # Without a layer below, a new root directory.
         return not path and stat.S_IMODE(info.st_mode) == 0o755 and not xattrs
