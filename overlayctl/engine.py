@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from overlayctl.kernel.probe import Setting
+    from overlayctl.layer.diff import Change
     from overlayctl.mount import Merged, Rung
+    from overlayctl.runtime.commit import Committed, Wish
+    from overlayctl.runtime.diff import Versions
     from overlayctl.runtime.export import Exported
     from overlayctl.runtime.loading import Loaded
     from overlayctl.runtime.prune import Pruned
@@ -397,6 +400,30 @@ class Engine:
 
         rows = self.containers(everything=True, filters=filters, sizes=True)
         return removal.prune_containers(self.store, rows, dry_run=dry_run, agreed=agreed)
+
+    def commit(
+        self, name: str, *, reference: str | None, wish: Wish, progress: Progress
+    ) -> Committed:
+        """An image of a container, mounted or not: its image's layers and what was written."""
+        from overlayctl.runtime import commit
+
+        return commit.commit(self.store, name, reference=reference, wish=wish, progress=progress)
+
+    def diff(self, name: str, *, sizes: bool = False) -> list[Change]:
+        """What a container changed of its image, mounted, running or neither.
+
+        ``sizes`` adds up what was in the directories that are gone. Raises BadInput for an
+        upper directory that another program wrote, Damaged where the layers are not known.
+        """
+        from overlayctl.runtime import diff
+
+        return diff.changes(self.store, name, sizes=sizes)
+
+    def diff_content(self, name: str, path: bytes) -> Versions:
+        """One file of a container, as the image has it and as it is. Raises NotFound, BadInput."""
+        from overlayctl.runtime import diff
+
+        return diff.versions(self.store, name, path)
 
     def remove_container(
         self, name: str, *, force: bool, dry_run: bool, volumes: bool = False

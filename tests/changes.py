@@ -45,6 +45,7 @@ mkdir -p tree/sub/deep empty; echo one > tree/one; echo two > tree/two; echo x >
 echo y > tree/sub/deep/y; ln -s one tree/link; ln tree/two tree/zwei; echo top > top
 mkfifo tree/fifo; mknod tree/null c 1 3; mknod tree/loop b 7 0
 {_OLD} tree tree/sub tree/sub/deep empty tree/one tree/two tree/sub/x tree/sub/deep/y tree/link top
+{_OLD} tree/fifo tree/null tree/loop
 """
 # Layers that delete, hide and replace what lies below them.
 _LAYERS = (
@@ -114,6 +115,7 @@ CASES: tuple[Case, ...] = (
     _on_tree("truncate", ": > tree/one; truncate -s 1 tree/sub/x; truncate -s 9000 top"),
     _on_tree("time-of-a-file", "touch -d @1000000000 tree/one"),
     _on_tree("time-of-a-symlink", "touch -h -d @1000000000 tree/link"),
+    Case("time-without-nanoseconds", ("echo a > a",), 'touch -d "@$(stat -c %Y a)" a'),
     _on_tree("change-and-old-time", f"echo longer > tree/one; {_OLD} tree/one"),
     _on_tree("mode", "chmod 4755 tree/one; chmod 600 tree/sub/x"),
     _on_tree("owner", "chown 1000:1001 tree/one; chown -h 7:8 tree/link; chgrp 9 tree/sub"),

@@ -29,6 +29,8 @@ _SHORT = {
     "ps": ("container", "app", "ls"),
     "rename": ("container", "app", "rename"),
     "rm": ("container", "app", "rm"),
+    "commit": ("commit", "app", "commit"),
+    "diff": ("diff", "app", "diff"),
     "export": ("container", "app", "export"),
     "mount": ("system", "either", "mount"),
     "umount": ("system", "either", "umount"),
@@ -47,8 +49,6 @@ _UNPACK = "overlayctl container mount NAME, then work in the directory that it p
 _WORDS: dict[str, tuple[str, str]] = {
     "run": (_LATER, 'chroot "$(overlayctl container mount NAME)" COMMAND'),
     "exec": (_LATER, 'chroot "$(overlayctl container mount NAME)" COMMAND'),
-    "commit": (_LATER, "overlayctl container inspect NAME shows the upper directory to pack"),
-    "diff": (_LATER, "list the UpperDir that overlayctl container inspect NAME shows"),
     "save": (_LATER, "keep the archive that the image was loaded from"),
     "cp": (_LATER, _UNPACK),
     "df": (_LATER, "overlayctl layer ls and image ls show sizes"),

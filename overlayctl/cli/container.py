@@ -22,7 +22,7 @@ from overlayctl.cli.system import mounted
 
 app = render.noun(
     explained="Make, mount and remove containers: a writable layer on an image.",
-    more={"create": "making"},
+    more={"commit": "commit", "create": "making", "diff": "diff"},
 )
 
 _CONTAINERS = {
@@ -58,6 +58,10 @@ def ls(
 
     Filters: id, name, label, status, ancestor, volume, before, since, until.
     """
+    if filters:
+        from overlayctl.inspect import filters as given
+
+        given.check(filters, given.CONTAINERS)
     sizes = sizes or ".Size" in (template or "")
     store = found_engine()
     containers = (

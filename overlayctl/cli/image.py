@@ -164,6 +164,10 @@ def ls(
     Filters: dangling, label, reference, before, since, until.
     """
     del every
+    if filters:
+        from overlayctl.inspect import filters as given
+
+        given.check(filters, given.IMAGES)
     store = found_engine()
     images = store.images(filters=filters or ()) if store else []
     if name is not None:

@@ -7,7 +7,7 @@ import typer
 from overlayctl.cli import asked, asking, engine, found_engine, render
 from overlayctl.cli.render import DryRun, Format, ListFormat, Verb, each, note
 from overlayctl.errors import Usage
-from overlayctl.inspect.filters import wanted_labels
+from overlayctl.inspect import filters as given
 
 app = render.noun(explained="Make, list and remove volumes: data that outlives containers.")
 
@@ -71,6 +71,7 @@ def ls(
     Filters: dangling, name, label, driver.
     """
     sizes = asked.json or (template is not None and "Size" in template)
+    given.check(filters or (), given.VOLUMES)
     store = found_engine()
     found = store.volumes(sizes=sizes, filters=filters or ()) if store else []
     rows = [
@@ -138,7 +139,7 @@ def prune(
 
     Lists them first, and asks. Filter: label.
     """
-    labels = wanted_labels(filters or ())
+    labels = given.wanted_labels(filters or ())
     store = engine()
     limit = None
     if not dry_run and not force:

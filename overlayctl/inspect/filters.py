@@ -25,6 +25,22 @@ _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 _STATES = {"running": "Running", "mounted": "Mounted"}
 _ALL_OF = ("label", "until")
 
+CONTAINERS = (
+    "ancestor", "before", "id", "label", "name", "since", "status", "until", "volume",
+)  # fmt: skip
+IMAGES = ("before", "dangling", "label", "reference", "since", "until")
+VOLUMES = ("dangling", "driver", "label", "name")
+"""The keys that there are."""
+
+
+def check(texts: Sequence[str], keys: Sequence[str]) -> None:
+    """Raises Usage for a filter with another key than these."""
+    for text in texts:
+        key, equals, _ = text.partition("=")
+        if not equals or key not in keys:
+            hint = f"--filter KEY=VALUE, where KEY is one of {', '.join(sorted(keys))}"
+            raise Usage(f"there is no filter {text!r}", hint=hint)
+
 
 def select(
     rows: Iterable[Row], texts: Sequence[str], tests: Mapping[str, Callable[[str], Test]]
@@ -33,12 +49,10 @@ def select(
 
     Raises Usage for a key that there is not, and what ``tests`` raise.
     """
+    check(texts, tuple(tests))
     wanted: dict[str, list[Test]] = {}
     for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or key not in tests:
-            hint = f"--filter KEY=VALUE, where KEY is one of {', '.join(sorted(tests))}"
-            raise Usage(f"there is no filter {text!r}", hint=hint)
+        key, _, value = text.partition("=")
         wanted.setdefault(key, []).append(tests[key](value))
     return [
         row
@@ -128,7 +142,7 @@ def volumes(rows: Iterable[Row], texts: Sequence[str]) -> list[Any]:
 
 def wanted_labels(texts: Sequence[str]) -> dict[str, str | None]:
     """The labels that filters name, and their values, None where any will do. Raises Usage."""
-    select((), texts, {"label": label})
+    check(texts, ("label",))
     pairs = [text.partition("=")[2].partition("=") for text in texts]
     return {key: value if equals else None for key, equals, value in pairs}
 

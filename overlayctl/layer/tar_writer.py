@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
-from overlayctl.errors import BadInput
 from overlayctl.kernel import places
 from overlayctl.kernel.rooted import Parents
-from overlayctl.layer.attributes import is_carried
-from overlayctl.layer.fields import shown
+from overlayctl.layer.attributes import check_complete, is_carried
 from overlayctl.layer.header import END, header, padding
 from overlayctl.layer.tar import Limits, Member
 from overlayctl.whiteout import OPAQUE_MARKER, OPAQUE_XATTR, PREFIX, unescape
@@ -43,10 +41,6 @@ _TYPES = {
     stat.S_IFDIR: b"5",
     stat.S_IFIFO: b"6",
 }
-_ELSEWHERE = {
-    b"trusted.overlay.metacopy": "the content of {} lies in the layers below",
-    b"trusted.overlay.redirect": "the directory {} was renamed, and its content lies below",
-}
 _PIECE = 1 << 20
 _GATHERED = 1 << 18
 
@@ -55,14 +49,25 @@ class TarWriter:
     """The tar of the tree below ``root``, an fd of a directory that stays the caller's.
 
     Iterate once for its bytes. Then ``notes`` maps a kind of remark to the paths it is about:
-    what could not be told, what changed meanwhile. Raises OSError naming what cannot be read,
-    BadInput for an upper directory that means nothing without the layers below.
+    what could not be told, what changed meanwhile. Paths in ``leave_out`` are passed over, with
+    what is below them; times after ``latest``, in seconds, become that. Raises OSError naming
+    what cannot be read, BadInput for an upper directory that means nothing without the layers
+    below.
     """
 
-    def __init__(self, root: int, *, layer: bool = False) -> None:
+    def __init__(
+        self,
+        root: int,
+        *,
+        layer: bool = False,
+        leave_out: Collection[bytes] = (),
+        latest: int | None = None,
+    ) -> None:
         self.notes: dict[str, list[bytes]] = {}
         self._root = root
         self._layer = layer
+        self._leave_out = leave_out
+        self._latest = latest
         self._names: dict[tuple[int, int], bytes] = {}
 
     def __iter__(self) -> Iterator[bytes]:
@@ -85,6 +90,8 @@ class TarWriter:
         with Parents(self._root) as parents:
             while pending:
                 path = pending.pop()
+                if path in self._leave_out:
+                    continue
                 try:
                     parent, name = parents.of(path)
                     place = places.at(parent, name)
@@ -116,12 +123,12 @@ class TarWriter:
         if self._layer and kind == b"3" and info.st_rdev == 0:
             # The kernel shares one inode between many whiteouts: they are no hard links.
             above, slash, name = path.rpartition(b"/")
-            yield header(_mark(above + slash + PREFIX + name, info))
+            yield self._header(_mark(above + slash + PREFIX + name, info))
             return
         if kind != b"5" and info.st_nlink > 1:
             first = self._names.setdefault((info.st_dev, info.st_ino), path)
             if first != path:
-                yield header(_member(path, b"1", info, linkname=first))
+                yield self._header(_member(path, b"1", info, linkname=first))
                 return
         xattrs = places.xattrs(place)
         carried = self._carried(path, xattrs) if xattrs else xattrs
@@ -129,24 +136,25 @@ class TarWriter:
             yield from self._file(path, carried, place, info)
             return
         target = os.fsencode(os.readlink("", dir_fd=place)) if kind == b"2" else b""
-        yield header(_member(path, kind, info, linkname=target, xattrs=carried))
+        yield self._header(_member(path, kind, info, linkname=target, xattrs=carried))
         # On the root of an upper directory the kernel ignores the mark.
         if self._layer and kind == b"5" and path and xattrs.get(OPAQUE_XATTR) == b"y":
-            yield header(_mark(path + b"/" + OPAQUE_MARKER, info))
+            yield self._header(_mark(path + b"/" + OPAQUE_MARKER, info))
+
+    def _header(self, member: Member) -> bytes:
+        if self._latest is not None and (member.mtime, member.mtime_ns) > (self._latest, 0):
+            member = member._replace(mtime=self._latest, mtime_ns=0)
+        return header(member)
 
     def _carried(self, path: bytes, xattrs: Xattrs) -> Xattrs:
         """The xattrs as a tar names them.
 
         A merged view shows none of overlay's own: what it calls so is what was put there.
         """
+        if self._layer:
+            check_complete(path, xattrs)
         carried: Xattrs = {}
         for stored, value in sorted(xattrs.items()):
-            if self._layer and stored in _ELSEWHERE:
-                raise BadInput(
-                    f"{_ELSEWHERE[stored].format(shown(path))}: another program mounted it with "
-                    "options that overlayctl does not use",
-                    hint="mount it over its layers with those options, and copy what is seen there",
-                )
             name = unescape(stored) if self._layer else stored
             if name is None or not is_carried(name):
                 continue
@@ -163,7 +171,7 @@ class TarWriter:
         fd = places.read(place)
         try:
             extents = _extents(fd, info.st_size)
-            yield header(_member(path, b"0", info, xattrs=xattrs, extents=extents))
+            yield self._header(_member(path, b"0", info, xattrs=xattrs, extents=extents))
             length = 0
             for offset, size in ((0, info.st_size),) if extents is None else extents:
                 yield from _content(fd, offset, size)

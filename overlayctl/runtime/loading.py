@@ -72,7 +72,7 @@ def load(
             references = [*dict.fromkeys((*image.references, *([chosen] if chosen else [])))]
             progress.start(sum(layer.source.size for layer in its), len(its))
             made = partial(_as_found, image.config, image.manifest)
-            result = _store(store, place(), made, its, references, path, progress)
+            result = put(store, place(), made, its, references, path, progress)
             loaded.append(result._replace(notes=(*image.notes, *result.notes)))
         return loaded
 
@@ -93,7 +93,7 @@ def import_layers(
         wanted = [Wanted(None, source) for source in opened.sources]
         look_for_room(store.layout, wanted)
         progress.start(sum(layer.source.size for layer in wanted), len(wanted))
-        return _store(store, place(), _imported, wanted, references, "import", progress)
+        return put(store, place(), _imported, wanted, references, "import", progress)
 
 
 def _staging(store: Store, owned: ExitStack) -> Callable[[], str]:
@@ -114,7 +114,7 @@ def _imported(ingested: Ingested) -> tuple[bytes, bytes | None]:
     return config, None
 
 
-def _store(
+def put(
     store: Store,
     place: str,
     made: Callable[[Ingested], tuple[bytes, bytes | None]],
@@ -122,14 +122,22 @@ def _store(
     references: Sequence[str],
     origin: str,
     progress: Progress,
+    *,
+    on: Sequence[str] = (),
 ) -> Loaded:
-    """Ingest and commit; ``made`` gives the config and manifest of what was ingested."""
+    """Ingest on the stored layers ``on``, and commit.
+
+    ``made`` gives the config and manifest of what was ingested. Raises Conflict where layers
+    go as fast as they come.
+    """
     unpacked = store.unpacks()
     for _ in range(_TRIES):
         inside = os.path.join(place, secrets.token_hex(4))
         os.mkdir(inside)
         try:
-            ingested = ingest_layers(store.layout, inside, wanted, progress, unpacked=unpacked)
+            ingested = ingest_layers(
+                store.layout, inside, wanted, progress, unpacked=unpacked, on=on
+            )
             return _commit(store, *made(ingested), ingested, references, origin)
         except LayerWentError:
             # Somebody removed a layer that was there when it was skipped: once more.

@@ -122,14 +122,16 @@ def ingest_layers(
     progress: Progress,
     *,
     unpacked: bool = False,
+    on: Sequence[str] = (),
 ) -> Ingested:
     """Bring the layers (bottom to top) into the store's staging; ``unpacked`` as trees, too.
 
+    They lie on the stored layers ``on``, which are taken as they are and come first in the result.
     Raises BadTar, BadArchive, DigestMismatch, LimitExceeded; what was staged goes with
     ``staging``. New layers are synced when this returns. Raises LayerWentError.
     """
     try:
-        ingested = _ingest(layout, staging, wanted, progress, unpacked=unpacked)
+        ingested = _ingest(layout, staging, wanted, progress, unpacked=unpacked, on=on)
     except (NotFound, FileNotFoundError) as error:
         raise LayerWentError from error
     records.fault("ingest:after-sync")
@@ -137,7 +139,13 @@ def ingest_layers(
 
 
 def _ingest(
-    layout: Layout, staging: str, wanted: Sequence[Wanted], progress: Progress, *, unpacked: bool
+    layout: Layout,
+    staging: str,
+    wanted: Sequence[Wanted],
+    progress: Progress,
+    *,
+    unpacked: bool,
+    on: Sequence[str],
 ) -> Ingested:
     with ExitStack() as owned, ingest.threads(progress.advance) as (pool, advance):
         arrivals: dict[DiffID | int, Future[_Arrived]] = {}
@@ -153,7 +161,10 @@ def _ingest(
                     _arrive, layout, there, layer, directory, advance, owned
                 )
         finish = partial(_finish, unpacked=unpacked)
-        return _seal_in_order(layout, staging, wanted, arrivals, pool, owned, progress, finish)
+        below = [owned.enter_context(layers.open_index(layout, name)) for name in on]
+        return _seal_in_order(
+            layout, staging, wanted, arrivals, pool, owned, progress, finish, on, below
+        )
 
 
 def _arrive(
@@ -205,10 +216,11 @@ def _seal_in_order(
     owned: ExitStack,
     progress: Progress,
     finish: Callable[[FileIO, str], None],
+    on: Sequence[str],
+    below: list[Index],
 ) -> Ingested:
-    below: list[Index] = []
-    names: list[str] = []
-    diff_ids: list[DiffID] = []
+    names = [*on]
+    diff_ids = [index.header.diff_id for index in below]
     staged: dict[str, str] = {}
     damaged: set[str] = set()
     syncing: list[Future[None]] = []

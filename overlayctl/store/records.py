@@ -61,6 +61,7 @@ POINTS = frozenset(
         "volume:after-unlink",
         "volume:after-data",
         "volume:after-removal",
+        "commit:after-tar",
         "mount:after-attach",
         "mount:after-mountpoint",
         "mount:after-mount",

@@ -16,6 +16,7 @@ from overlayctl import placed
 from overlayctl.engine import Engine
 from overlayctl.errors import Conflict, NotFound
 from overlayctl.runtime import volumes
+from overlayctl.runtime.commit import Wish
 from overlayctl.store import containers
 from overlayctl.store.containers import Config
 from overlayctl.store.records import POINTS, fault
@@ -123,6 +124,9 @@ class World:
         merged = Path(self.engine.mount_container("cc", volatile=False, xino=False))
         (merged / "written").write_text("4")
 
+    def commit(self) -> None:
+        self.engine.commit("cc", reference="made", wish=Wish(), progress=Silent())
+
     def findings(self) -> set[str]:
         return {found["Tag"] for found in self.engine.check(quick=False)}
 
@@ -143,6 +147,7 @@ INGEST = (
     "ingest:after-sync", "layer:after-rename", "image:before-rename", "image:after-rename",
     "tag:before-rename", "tag:after-rename",
 )  # fmt: skip
+COMMIT = ("commit:after-tar", "layer:after-rename", "image:before-rename", "tag:before-rename")
 TEARDOWN = (
     "umount:after-umount", "snapshot:after-unlink", "snapshot:after-upper",
     "snapshot:after-removal", "container:after-unlink",
@@ -182,6 +187,7 @@ COMMANDS = {
     "mount again": Command((*MOUNTED, World.unmount), World.mount, MOUNT),
     "image mount": Command((World.populate, World.load), World.view, ("mount:after-mountpoint",)),
     "umount": Command(MOUNTED, World.unmount, ("umount:after-umount",)),
+    "commit": Command(MOUNTED, World.commit, COMMIT),
     "rm": Command(MOUNTED, World.remove, TEARDOWN),
     "volume create": Command((World.populate, World.load), World.make_volume, MAKE_VOLUME),
     "create -v": Command((World.populate, World.load), World.make_with_volumes, MAKE_VOLUME),
@@ -216,7 +222,12 @@ def listed_things_are_complete(world: World) -> None:
     engine.layers()
     for image in engine.images():
         view = Path(engine.mount_image(image["Id"]))
-        assert "".join(sorted(path.read_text() for path in view.iterdir())) in {"012", "03", "1"}
+        assert "".join(sorted(path.read_text() for path in view.iterdir())) in {
+            "012",
+            "0124",
+            "03",
+            "1",
+        }
         engine.unmount_image(image["Id"])
         engine.history(image["Id"])
     for row in engine.volumes(sizes=False):
@@ -243,6 +254,8 @@ def everything_can_go(world: World) -> None:
     for row in world.engine.images():
         world.engine.remove_image(row["Id"], force=True, dry_run=False)
     world.engine.prune_volumes(everything=True, labels={}, dry_run=False)
+    # No image may name the layer of a commit, and no archive has it.
+    world.engine.prune(everything=False, dry_run=False)
     for kind in ("layers", "volumes", "images", "tags", "snapshots", "containers/names", "ingest"):
         assert world.names(kind) == [], kind
     assert world.names("attached/merged") == []
