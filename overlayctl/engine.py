@@ -472,15 +472,20 @@ class Engine:
 
         return diff.versions(self.store, name, path)
 
-    def remove_container(self, name: str, *, force: bool, dry_run: bool) -> str:
+    def remove_container(
+        self, name: str, *, force: bool, dry_run: bool, volumes: bool = False
+    ) -> str:
         """Remove a container and what was written in it; its id.
 
-        Raises InUse while it is mounted; ``force`` unmounts it first.
+        With ``volumes`` its anonymous volumes, too, that no other container has. Raises InUse
+        while it is mounted; ``force`` unmounts it first.
         """
         from overlayctl.runtime import removal
 
         self._put_away()
-        return removal.remove_container(self.store, name, force=force, dry_run=dry_run)
+        return removal.remove_container(
+            self.store, name, force=force, dry_run=dry_run, volumes=volumes
+        )
 
     # -- volumes ---------------------------------------------------------------------
 
