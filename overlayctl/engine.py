@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from overlayctl.kernel.probe import Setting
+    from overlayctl.layer.compress import Codec
+    from overlayctl.layer.compression import Buffer
     from overlayctl.mount import Merged, Rung
     from overlayctl.runtime.commit import Committed, Wish
     from overlayctl.runtime.export import Exported
     from overlayctl.runtime.loading import Loaded
     from overlayctl.runtime.prune import Pruned
     from overlayctl.runtime.removal import Removed
+    from overlayctl.runtime.saving import Form, Saved
     from overlayctl.store.check import Finding
     from overlayctl.store.containers import Config
     from overlayctl.store.ingest import Progress
@@ -149,6 +152,28 @@ class Engine:
         from overlayctl.runtime import removal
 
         return removal.remove_image(self.store, name, force=force, dry_run=dry_run)
+
+    def save(
+        self,
+        names: Sequence[str],
+        write: Callable[[Buffer], object],
+        *,
+        form: Form,
+        codec: Codec,
+        progress: Progress,
+    ) -> Saved:
+        """Give ``write`` an archive of the images. Raises Damaged for a layer that is not whole."""
+        from overlayctl.runtime import saving
+
+        return saving.save(self.store, names, write, form=form, codec=codec, progress=progress)
+
+    def save_directory(
+        self, names: Sequence[str], place: str, *, codec: Codec, progress: Progress
+    ) -> Saved:
+        """Write the images as an OCI layout into an empty directory."""
+        from overlayctl.runtime import saving
+
+        return saving.save_directory(self.store, names, place, codec=codec, progress=progress)
 
     # -- mounts ----------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ COMMANDS: list[tuple[str, ...]] = [
     (group, verb) for group, verbs in GROUPS.items() for verb in verbs.split()
 ]
 COMMANDS += [(word,) for word in SHORT]
-_ELSEWHERE = "run exec diff save cp volume pull push build start stop logs"
+_ELSEWHERE = "run exec diff cp volume pull push build start stop logs"
 ELSEWHERE = _ELSEWHERE.split()
 
 
