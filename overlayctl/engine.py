@@ -25,13 +25,17 @@ if TYPE_CHECKING:
     from overlayctl.kernel.probe import Setting
     from overlayctl.layer.compress import Codec
     from overlayctl.layer.compression import Buffer
+    from overlayctl.layer.diff import Change
     from overlayctl.mount import Merged, Rung
     from overlayctl.runtime.commit import Committed, Wish
+    from overlayctl.runtime.diff import Versions
     from overlayctl.runtime.export import Exported
     from overlayctl.runtime.loading import Loaded
     from overlayctl.runtime.prune import Pruned
     from overlayctl.runtime.removal import Removed
     from overlayctl.runtime.saving import Form, Saved
+    from overlayctl.runtime.volumes import Made
+    from overlayctl.runtime.volumes import Pruned as PrunedVolumes
     from overlayctl.store.check import Finding
     from overlayctl.store.containers import Config
     from overlayctl.store.ingest import Progress
@@ -94,12 +98,20 @@ class Engine:
 
         return loading.import_layers(self.store, paths, reference=reference, progress=progress)
 
-    def images(self) -> list[dict[str, Any]]:
-        """One row for each image, newest first."""
+    def images(self, *, filters: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """One row for each image that fits the filters, newest first.
+
+        Raises Usage for a filter that there is not.
+        """
         from overlayctl.inspect import describe
 
         with self._seeing_all():
-            return describe.image_rows(self.layout)
+            rows = describe.image_rows(self.layout)
+            if not filters:
+                return rows
+            from overlayctl.inspect import filters as given
+
+            return given.images(self.layout, rows, filters)
 
     def inspect_image(self, name: str) -> dict[str, Any]:
         """The ``image inspect`` of docker; every layer is attached first, so each path is there."""
@@ -310,35 +322,52 @@ class Engine:
         merged = self.mount_container(made.id, volatile=False, xino=False) if mount else None
         return Created(made.id, made.name, merged)
 
-    def containers(self, *, everything: bool) -> list[dict[str, Any]]:
-        """One row for each container that is mounted, or for all."""
-        from overlayctl.inspect import describe
+    def containers(
+        self, *, everything: bool, filters: Sequence[str] = (), sizes: bool = False
+    ) -> list[dict[str, Any]]:
+        """One row for each container that is mounted or runs, or for all, that fits the filters.
+
+        Raises Usage for a filter that there is not.
+        """
+        from overlayctl.inspect import container
 
         with self._seeing_all():
-            return describe.container_rows(self.layout, self._views(), everything=everything)
+            found = container.rows(self.layout, self._views(), everything=everything)
+            if filters:
+                from overlayctl.inspect import filters as given
+
+                found = given.containers(self.layout, found, filters)
+        return container.with_sizes(self.store, found) if sizes else found
 
     def _views(self) -> dict[str, Merged]:
         from overlayctl.runtime import mounts
 
         return {v.id: v for v in mounts.mounted(self.store) if v.kind == "container"}
 
-    def inspect_container(self, name: str) -> dict[str, Any]:
+    def inspect_container(self, name: str, *, sizes: bool = False) -> dict[str, Any]:
         """The ``container inspect`` of docker, the layers attached."""
-        from overlayctl.inspect import describe
+        from overlayctl.inspect import container
 
         def act() -> dict[str, Any]:
             found = containers.resolve(self.layout, name)
             snapshot = snapshots.find(self.layout, found.id)
             unseen = self.store.attach_or_why(snapshot.layers if snapshot else ())
-            return describe.container(self.layout, found, self._views(), unseen)
+            return container.describe(self.layout, found, self._views(), unseen)
 
-        return self.store.attaching(act)
+        told = self.store.attaching(act)
+        return {**told, **container.sizes(self.store, told["Id"])} if sizes else told
 
     def inspect(self, name: str) -> dict[str, Any]:
-        """The container of that name, else the image."""
-        if self.kind_of(name) == "container":
-            return self.inspect_container(name)
-        return self.inspect_image(name)
+        """The container of that name, else the image, else the volume."""
+        try:
+            kind = self.kind_of(name)
+        except NotFound as error:
+            try:
+                return self.inspect_volume(name)
+            except NotFound:
+                error.args = (f"there is no container, no image and no volume {name!r}",)
+                raise error from None
+        return self.inspect_container(name) if kind == "container" else self.inspect_image(name)
 
     def kind_of(self, name: str) -> str:
         """``container`` or ``image``: containers come first. Raises NotFound for neither."""
@@ -380,6 +409,23 @@ class Engine:
 
         return export.export_container(self.store, name, write)
 
+    def rename_container(self, name: str, new: str) -> None:
+        """Give a container another name. Raises NotFound, Usage, Conflict for one that is taken."""
+        with self.store.deciding():
+            containers.rename(self.layout, containers.resolve(self.layout, name), new)
+
+    def prune_containers(
+        self, *, filters: Sequence[str] = (), dry_run: bool, agreed: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Remove the containers that are neither mounted nor running, anywhere; their rows.
+
+        ``agreed``, ids of a dry run, limits it. What somebody began to use meanwhile stays.
+        """
+        from overlayctl.runtime import removal
+
+        rows = self.containers(everything=True, filters=filters, sizes=True)
+        return removal.prune_containers(self.store, rows, dry_run=dry_run, agreed=agreed)
+
     def commit(
         self, name: str, *, reference: str | None, wish: Wish, progress: Progress
     ) -> Committed:
@@ -387,6 +433,22 @@ class Engine:
         from overlayctl.runtime import commit
 
         return commit.commit(self.store, name, reference=reference, wish=wish, progress=progress)
+
+    def diff(self, name: str, *, sizes: bool = False) -> list[Change]:
+        """What a container changed of its image, mounted, running or neither.
+
+        ``sizes`` adds up what was in the directories that are gone. Raises BadInput for an
+        upper directory that another program wrote, Damaged where the layers are not known.
+        """
+        from overlayctl.runtime import diff
+
+        return diff.changes(self.store, name, sizes=sizes)
+
+    def diff_content(self, name: str, path: bytes) -> Versions:
+        """One file of a container, as the image has it and as it is. Raises NotFound, BadInput."""
+        from overlayctl.runtime import diff
+
+        return diff.versions(self.store, name, path)
 
     def remove_container(self, name: str, *, force: bool, dry_run: bool) -> str:
         """Remove a container and what was written in it; its id.
@@ -396,6 +458,62 @@ class Engine:
         from overlayctl.runtime import removal
 
         return removal.remove_container(self.store, name, force=force, dry_run=dry_run)
+
+    # -- volumes ---------------------------------------------------------------------
+
+    def create_volume(self, name: str | None, labels: Mapping[str, str]) -> Made:
+        """The volume of that name, made if it is not there; without a name an anonymous one."""
+        from overlayctl.runtime import volumes
+
+        return volumes.create(self.store, name, labels)
+
+    def volumes(self, *, sizes: bool, filters: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """One row for each volume that fits the filters; ``sizes`` reads every directory in them.
+
+        Raises Usage for a filter that there is not.
+        """
+        from overlayctl.inspect import filters as given
+        from overlayctl.inspect import volume
+
+        with self._seeing_all():
+            return given.volumes(volume.rows(self.layout, sizes=sizes), filters)
+
+    def inspect_volume(self, name: str) -> dict[str, Any]:
+        """The ``volume inspect`` of docker, with who has it and what it takes."""
+        from overlayctl.inspect import volume
+
+        with self._seeing_all():
+            return volume.describe(self.layout, name)
+
+    def volume_exists(self, name: str) -> bool:
+        """Whether there is such a volume."""
+        from overlayctl.store import volumes
+
+        with self._seeing_all():
+            return volumes.exists(self.layout, name)
+
+    def remove_volume(self, name: str, *, force: bool, dry_run: bool) -> bool:
+        """Remove a volume and what is in it; False if it is not there and ``force`` is set.
+
+        Raises NotFound, InUse naming each container that has it.
+        """
+        from overlayctl.runtime import volumes
+
+        return volumes.remove(self.store, name, force=force, dry_run=dry_run)
+
+    def prune_volumes(
+        self, *, everything: bool, labels: Mapping[str, str | None], dry_run: bool,
+        agreed: PrunedVolumes | None = None,
+    ) -> PrunedVolumes:  # fmt: skip
+        """Remove the anonymous volumes that no container has; with ``everything`` all of them.
+
+        Only those with all ``labels``; ``agreed``, a dry run's result, limits it.
+        """
+        from overlayctl.runtime import volumes
+
+        return volumes.prune(
+            self.store, everything=everything, labels=labels, dry_run=dry_run, agreed=agreed
+        )
 
     # -- the store -------------------------------------------------------------------
 

@@ -10,7 +10,7 @@
       snapshots/<key>/                   snapshot.json, keep, upper/, work.<k>/
       containers/<id>.json               image, configuration, snapshot key
       containers/names/<name>            a symlink to the id
-      volumes/<name>/                    volume.json, _data/
+      volumes/<name>/                    volume.json, keep, made, fresh, _data/
       ingest/                            staging: everything here is disposable
       empty.erofs                        an image of nothing, the second lower of a lone layer
       attached/                          a private tmpfs with the mountpoints of this namespace:
@@ -128,6 +128,10 @@ class Layout:
     def container(self, container_id: str) -> str:
         """A container's record."""
         return self.path("containers", container_id + ".json")
+
+    def volume(self, volume: str, name: str = "") -> str:
+        """A volume's directory, or something in it."""
+        return self.path("volumes", volume, name) if name else self.path("volumes", volume)
 
     def container_name(self, name: str) -> str:
         """The symlink that makes a container's name."""

@@ -20,6 +20,7 @@ _DOMAIN = re.compile(rf"(?:{_HOST}|\[[0-9a-fA-F:]+\])(?::[0-9]+)?")
 _PATH = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 _CONTAINER = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
+_VOLUME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]+")
 _ID = re.compile(r"(?:sha256:)?[0-9a-f]{1,64}")
 _NAME_MAX = 255
 _FILE_MAX = 200
@@ -123,6 +124,21 @@ def container_name(text: str) -> str:
         )
     if len(text) == 64 and _ID.fullmatch(text):
         raise Usage(f"{text!r} would hide the container with that id", hint="use another name")
+    return text
+
+
+def is_volume_name(text: str) -> bool:
+    """Whether a volume may have that name."""
+    return _VOLUME.fullmatch(text) is not None and len(text) <= _NAME_MAX
+
+
+def volume_name(text: str) -> str:
+    """``text`` as a volume's name. Raises Usage."""
+    if not is_volume_name(text):
+        hint = "two or more letters, digits, '_', '.', '-', the first a letter or digit"
+        if "/" in text:
+            hint = "a directory of this host is named by its whole path, or from ./ on"
+        raise Usage(f"{text[:300]!r} is no valid volume name", hint=hint)
     return text
 
 

@@ -6,7 +6,9 @@ import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from overlayctl.digest import Digest
@@ -42,13 +44,14 @@ def docker_archive(
     tags: tuple[str, ...] = ("demo:latest",),
     stored: list[bytes] | None = None,
     diff_ids: list[str] | None = None,
+    config: Mapping[str, object] = MappingProxyType({"Cmd": ["/bin/sh"]}),
 ) -> Path:
     """An archive at ``path``; ``stored`` are other bytes for the layers (compressed, damaged)."""
-    config = json.dumps(
+    whole = json.dumps(
         {
             "architecture": "amd64",
             "os": "linux",
-            "config": {"Cmd": ["/bin/sh"]},
+            "config": dict(config),
             "rootfs": {"type": "layers", "diff_ids": diff_ids or [diff_id(x) for x in layers]},
             "history": [{"created_by": f"step {n}"} for n in range(1, len(layers) + 1)],
         }
@@ -58,7 +61,7 @@ def docker_archive(
     path.write_bytes(
         tar(
             entry("manifest.json", data=json.dumps(manifest).encode()),
-            entry("config.json", data=config),
+            entry("config.json", data=whole),
             *(entry(n, data=d) for n, d in zip(names, stored or layers, strict=True)),
         )
     )

@@ -28,8 +28,10 @@ _SHORT = {
     "rmi": ("image", "app", "rm"),
     "create": ("making", "app", "create"),
     "ps": ("container", "app", "ls"),
+    "rename": ("container", "app", "rename"),
     "rm": ("container", "app", "rm"),
     "commit": ("commit", "app", "commit"),
+    "diff": ("diff", "app", "diff"),
     "export": ("container", "app", "export"),
     "mount": ("system", "either", "mount"),
     "umount": ("system", "either", "umount"),
@@ -37,7 +39,7 @@ _SHORT = {
 }
 """Docker's short forms: the module, its application, the command there."""
 
-_NOUNS = ("image", "layer", "container", "system")
+_NOUNS = ("image", "layer", "container", "volume", "system")
 
 _VERSION = "--version"
 
@@ -48,11 +50,8 @@ _UNPACK = "overlayctl container mount NAME, then work in the directory that it p
 _WORDS: dict[str, tuple[str, str]] = {
     "run": (_LATER, 'chroot "$(overlayctl container mount NAME)" COMMAND'),
     "exec": (_LATER, 'chroot "$(overlayctl container mount NAME)" COMMAND'),
-    "diff": (_LATER, "list the UpperDir that overlayctl container inspect NAME shows"),
     "cp": (_LATER, _UNPACK),
-    "rename": (_LATER, "overlayctl container create --name NAME gives a name from the start"),
     "df": (_LATER, "overlayctl layer ls and image ls show sizes"),
-    "volume": (_LATER, "mount --bind a directory into the path that container mount prints"),
     "with": (_LATER, "overlayctl mount NAME, then umount NAME"),
     "whence": (_LATER, "overlayctl layer files REF:N lists one layer"),
     "find": (_LATER, "overlayctl layer files REF:N lists one layer"),

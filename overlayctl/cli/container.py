@@ -1,10 +1,11 @@
 """``overlayctl container``: an image and a writable layer on top of it; no process needed."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
-from overlayctl.cli import asked, engine, found_engine, render
+from overlayctl.cli import asked, asking, engine, found_engine, render
 from overlayctl.cli.render import (
     DryRun,
     Force,
@@ -21,7 +22,7 @@ from overlayctl.cli.system import mounted
 
 app = render.noun(
     explained="Make, mount and remove containers: a writable layer on an image.",
-    more={"commit": "commit", "create": "making"},
+    more={"commit": "commit", "create": "making", "diff": "diff"},
 )
 
 _CONTAINERS = {
@@ -42,16 +43,33 @@ _CONTAINERS = {
 @app.command("ls", cls=Verb)
 def ls(
     *,
-    every: Annotated[bool, typer.Option("--all", "-a", help="Those not mounted too.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", "-a", help="Those neither mounted nor running too.")
+    ] = False,
+    filters: render.Filters = None,
+    sizes: Annotated[
+        bool, typer.Option("--size", "-s", help="How much was written, and that with the image.")
+    ] = False,
     quiet: Quiet = False,
     no_trunc: NoTrunc = False,
     template: ListFormat = None,
 ) -> None:
-    """List the containers that are mounted; with -a all."""
+    """List the containers that are mounted or running; with -a all.
+
+    Filters: id, name, label, status, ancestor, volume, before, since, until.
+    """
+    if filters:
+        from overlayctl.inspect import filters as given
+
+        given.check(filters, given.CONTAINERS)
+    sizes = sizes or ".Size" in (template or "")
     store = found_engine()
-    containers = store.containers(everything=every) if store else []
+    containers = (
+        store.containers(everything=every, filters=filters or (), sizes=sizes) if store else []
+    )
     rows = [_row(container, whole=no_trunc) for container in containers]
-    shown = ("ID", "Image", "Command", "CreatedSince", "Status", "Names")
+    shown = ["ID", "Image", "Command", "CreatedSince", "Status", "Names"]
+    shown += ["Size"] if sizes else []
     render.listing(containers, rows, _CONTAINERS, template=template, quiet=quiet, shown=shown)
 
 
@@ -71,19 +89,31 @@ def _row(container: dict[str, Any], *, whole: bool) -> dict[str, str]:
         "ImageID": render.identifier(container["ImageID"], whole=whole),
         "Labels": ",".join(f"{key}={value}" for key, value in labels.items()),
         "Mounted": "yes" if container["Mounted"] else "no",
-        "Size": render.size(container.get("SizeRw")),
+        "Size": _size(container),
     }
+
+
+def _size(container: Mapping[str, Any]) -> str:
+    """What was written, then that with the image, as docker shows it."""
+    written, whole = (container.get(key) for key in ("SizeRw", "SizeRootFs"))
+    return f"{render.size(written)} (virtual {render.size(whole)})"
 
 
 @app.command("inspect", cls=Verb)
 def inspect(
-    names: Annotated[list[str], typer.Argument(metavar="CONTAINER...")], *, template: Format = None
+    names: Annotated[list[str], typer.Argument(metavar="CONTAINER...")],
+    *,
+    sizes: Annotated[bool, typer.Option("--size", "-s", help="SizeRw and SizeRootFs too.")] = False,
+    template: Format = None,
 ) -> int:
     """Show everything about containers, as JSON.
 
     GraphDriver.Data has the lower, upper, work and merged directories.
     """
-    return render.inspected(names, engine().inspect_container, template)
+    store = engine()
+    return render.inspected(
+        names, lambda name: store.inspect_container(name, sizes=sizes), template
+    )
 
 
 @app.command("mount", cls=Verb)
@@ -148,6 +178,45 @@ def export(
                 ],
             }
         )
+
+
+@app.command("rename", cls=Verb)
+def rename(
+    container: Annotated[str, typer.Argument(metavar="CONTAINER")],
+    name: Annotated[str, typer.Argument(metavar="NEW_NAME")],
+) -> None:
+    """Give a container another name."""
+    engine().rename_container(container, name)
+
+
+@app.command("prune", cls=Verb)
+def prune(
+    *, filters: render.PruneFilters = None, dry_run: DryRun = False, force: asking.Unasked = False
+) -> int:
+    """Remove the containers that are neither mounted nor running, and what was written in them.
+
+    Lists them first, and asks. Filters: until, label, and those of ls.
+    """
+    store = engine()
+    agreed = None
+    if not dry_run and not force:
+        asking.somebody("prune removes containers and what was written in them")
+        planned = store.prune_containers(filters=filters or (), dry_run=True)
+        for one in planned:
+            note(f"container {one['Names']} ({one['Id'][:12]}) would go, {_size(one)}")
+        if planned and not asking.agreed(f"Remove {len(planned)}?"):
+            note("overlayctl: nothing was removed")
+            return 1
+        agreed = [one["Id"] for one in planned]
+    gone = store.prune_containers(filters=filters or (), dry_run=dry_run, agreed=agreed)
+    freed = sum(one["SizeRw"] for one in gone)
+    if asked.json:
+        render.document({"Containers": [one["Id"] for one in gone], "Size": freed})
+        return 0
+    for one in gone:
+        render.line(f"{'Would be deleted' if dry_run else 'Deleted'}: {one['Names']} {one['Id']}")
+    note(f"{'would remove' if dry_run else 'removed'} {render.size(freed)}")
+    return 0
 
 
 @app.command("rm", cls=Verb)

@@ -154,14 +154,22 @@ def ls(
     ] = None,
     *,
     every: Annotated[bool, typer.Option("--all", "-a", help="All; which it always is.")] = False,
+    filters: render.Filters = None,
     quiet: Quiet = False,
     no_trunc: NoTrunc = False,
     template: ListFormat = None,
 ) -> None:
-    """List images."""
+    """List images.
+
+    Filters: dangling, label, reference, before, since, until.
+    """
     del every
+    if filters:
+        from overlayctl.inspect import filters as given
+
+        given.check(filters, given.IMAGES)
     store = found_engine()
-    images = store.images() if store else []
+    images = store.images(filters=filters or ()) if store else []
     if name is not None:
         wanted = familiar(stored(name))
         repository = None if ":" in name.rsplit("/", 1)[-1] else wanted.rpartition(":")[0]

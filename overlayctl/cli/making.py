@@ -82,12 +82,12 @@ def wanted(command: list[str] | None) -> Wanted:
         directory=directory,
         user=said["user"] or "",
         hostname=_hostname(said["hostname"]),
-        terminal=said["tty"],
-        stdin=said["interactive"],
-        read_only=said["read_only"],
+        terminal=bool(said["tty"]),
+        stdin=bool(said["interactive"]),
+        read_only=bool(said["read_only"]),
         network=network,
-        disposable=said["rm"],
-        volatile=said["volatile"],
+        disposable=bool(said["rm"]),
+        volatile=bool(said["volatile"]),
     )
     return Wanted(said["name"], labels(said["label"]), config)
 

@@ -30,6 +30,13 @@ ListFormat = Annotated[
         "--format", metavar="TEMPLATE", help="Go template, as docker's; 'table TEMPLATE' or json."
     ),
 ]
+_FILTER = "Only what fits; may be repeated."
+Filters = Annotated[
+    list[str] | None, typer.Option("--filter", "-f", metavar="KEY=VALUE", help=_FILTER)
+]
+PruneFilters = Annotated[
+    list[str] | None, typer.Option("--filter", metavar="KEY=VALUE", help=_FILTER)
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print ids only.")]
 NoTrunc = Annotated[bool, typer.Option("--no-trunc", help="Do not shorten ids and commands.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would go, remove nothing.")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from overlayctl.cli import asked, engine, found_engine, location, render, settings
+from overlayctl.cli import asked, asking, engine, found_engine, location, render, settings
 from overlayctl.cli.render import DryRun, Format, Lazy, Verb, note
 from overlayctl.errors import Usage
 
@@ -55,9 +55,6 @@ def info(*, template: Format = None) -> None:
         render.tree(told)
 
 
-Unasked = Annotated[bool, typer.Option("--force", "-f", "--yes", "-y", help="Do not ask.")]
-
-
 @app.command("prune", cls=Verb)
 def prune(
     *,
@@ -65,7 +62,7 @@ def prune(
         bool, typer.Option("--all", "-a", help="Tagged images that nobody uses, too.")
     ] = False,
     dry_run: DryRun = False,
-    force: Unasked = False,
+    force: asking.Unasked = False,
 ) -> int:
     """Remove what nobody uses: untagged images, layers that nobody names, what a kill left.
 
@@ -74,11 +71,11 @@ def prune(
     store = engine()
     agreed = None
     if not dry_run and not force:
-        _somebody_to_ask("prune removes images and layers")
+        asking.somebody("prune removes images and layers")
         agreed = store.prune(everything=everything, dry_run=True)
         for one in _pruned(agreed):
             note(f"{one} would go")
-        if any(agreed[:3]) and not _agreed(f"Free {render.size(agreed.freed)}?"):
+        if any(agreed[:3]) and not asking.agreed(f"Free {render.size(agreed.freed)}?"):
             note("overlayctl: nothing was removed")
             return 1
     done = store.prune(everything=everything, dry_run=dry_run, agreed=agreed)
@@ -112,14 +109,8 @@ def _pruned(what: "Pruned") -> list[str]:
     ]
 
 
-def _somebody_to_ask(what: str) -> None:
-    """Raise Usage where nobody could answer."""
-    if sys.stdin is None or not sys.stdin.isatty():
-        raise Usage(f"{what} and nobody is here to ask", hint="add --yes")
-
-
 @app.command("reset", cls=Verb)
-def reset(*, dry_run: DryRun = False, force: Unasked = False) -> int:
+def reset(*, dry_run: DryRun = False, force: asking.Unasked = False) -> int:
     """Remove everything: images, layers, containers and what was written in them.
 
     Lists it first, and asks.
@@ -127,13 +118,13 @@ def reset(*, dry_run: DryRun = False, force: Unasked = False) -> int:
     store = engine()
     listed = store.reset(dry_run=True)
     if not dry_run and not force:
-        _somebody_to_ask("reset removes everything")
+        asking.somebody("reset removes everything")
         sys.stderr.write("This would go:\n")
     if dry_run or not asked.json:
         (render.document if asked.json else render.tree)(listed)
     if dry_run:
         return 0
-    if not force and not _agreed("Remove all of it?"):
+    if not force and not asking.agreed("Remove all of it?"):
         note("overlayctl: nothing was removed")
         return 1
     removed = store.reset(dry_run=False)
@@ -142,28 +133,25 @@ def reset(*, dry_run: DryRun = False, force: Unasked = False) -> int:
     return 0
 
 
-def _agreed(question: str) -> bool:
-    """Whether a person types yes."""
-    sys.stdout.flush()
-    sys.stderr.write(f"{question} Type yes: ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() == "yes"
-
-
 @either.command("inspect", cls=Verb)
 def inspect(
     names: Annotated[list[str], typer.Argument(metavar="NAME...")],
     *,
     template: Format = None,
     kind: Annotated[
-        str | None, typer.Option("--type", metavar="image|container", help="Only of this kind.")
+        str | None,
+        typer.Option("--type", metavar="image|container|volume", help="Only of this kind."),
     ] = None,
 ) -> int:
-    """Show everything about images and containers, as JSON."""
-    if kind not in {None, "image", "container"}:
-        raise Usage(f"--type is image or container, not {kind!r}", hint="--type image")
+    """Show everything about containers, images and volumes, as JSON."""
+    if kind not in {None, "image", "container", "volume"}:
+        raise Usage(f"--type is image, container or volume, not {kind!r}", hint="--type image")
     store = engine()
-    ways = {"image": store.inspect_image, "container": store.inspect_container}
+    ways = {
+        "image": store.inspect_image,
+        "container": store.inspect_container,
+        "volume": store.inspect_volume,
+    }
     return render.inspected(names, ways.get(kind or "", store.inspect), template)
 
 

@@ -48,12 +48,13 @@ def _width(text: str) -> int:
 
 
 def size(count: float) -> str:
-    """Bytes in docker's decimal units, four significant digits: ``1.12kB``, ``142MB``."""
+    """Bytes in docker's decimal units, three significant digits: ``1.12kB``, ``142MB``."""
     unit = 0
-    while count >= 1000 and unit < len(_UNITS) - 1:
+    # What would be rounded to 1000 has the next unit.
+    while count >= (999.5 if unit else 1000) and unit < len(_UNITS) - 1:
         count /= 1000
         unit += 1
-    return f"{count:.4g}{_UNITS[unit]}" if unit else f"{count:.0f}B"
+    return f"{count:.3g}{_UNITS[unit]}" if unit else f"{count:.0f}B"
 
 
 def ago(when: str) -> str:

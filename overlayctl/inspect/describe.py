@@ -1,8 +1,8 @@
-"""Images, layers and containers in docker's words, for ``inspect``, ``ls`` and ``history``."""
+"""Images and mounts in docker's words, for ``inspect``, ``ls`` and ``history``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from overlayctl import names
@@ -134,74 +134,6 @@ def history(layout: Layout, found: images.Image) -> list[dict[str, Any]]:
             number += 1
         listed.append(entry)
     return listed[::-1]
-
-
-def container(
-    layout: Layout,
-    found: containers.Container,
-    mounted: Mapping[str, Merged],
-    unseen: str | None,
-) -> dict[str, Any]:
-    """The ``container inspect`` of docker, as far as storage is concerned."""
-    snapshot = snapshots.find(layout, found.id)
-    view = mounted.get(found.id)
-    attached = set(attach.attached(layout))
-    lowers = snapshots.lowers(layout, snapshot.layers) if snapshot else []
-    return {
-        "Id": found.id,
-        "Name": "/" + found.name,
-        "Created": found.created,
-        "Image": f"sha256:{found.image}" if found.image else None,
-        "Config": {
-            "Image": found.reference,
-            "Cmd": list(found.config.command) or None,
-            "Labels": found.labels,
-        },
-        "State": {"Mounted": view is not None},
-        "AttachError": unseen,
-        "GraphDriver": {
-            "Name": "overlayctl",
-            "Data": {
-                "LowerDir": ":".join(layout.diff(name) for name in lowers)
-                if snapshot and attached.issuperset(lowers)
-                else None,
-                "UpperDir": layout.snapshot(found.id, "upper"),
-                "WorkDir": view.work if view else None,
-                "MergedDir": view.target if view else None,
-            },
-        },
-        "Mounts": [],
-    }
-
-
-def container_rows(
-    layout: Layout, mounted: Mapping[str, Merged], *, everything: bool
-) -> list[dict[str, Any]]:
-    """One row for each container, newest first: the mounted ones, or all."""
-    rows = [
-        {
-            "Id": found.id,
-            "Names": found.name,
-            "Image": names.familiar(found.reference) or names.short(found.image),
-            "ImageID": f"sha256:{found.image}" if found.image else None,
-            "Command": " ".join(found.config.words),
-            "Created": found.created,
-            "Status": _status(layout, found, mounted=found.id in mounted),
-            "Mounted": found.id in mounted,
-            "MergedDir": mounted[found.id].target if found.id in mounted else None,
-            "Labels": found.labels,
-        }
-        for found in containers.readable(layout)
-        if everything or found.id in mounted
-    ]
-    return sorted(rows, key=lambda row: (str(row["Created"]), str(row["Id"])), reverse=True)
-
-
-def _status(layout: Layout, found: containers.Container, *, mounted: bool) -> str:
-    words = ["mounted"] if mounted else []
-    if not found.image or snapshots.find(layout, found.id) is None:
-        words.append("no record")
-    return ", ".join(words) or "not mounted"
 
 
 def mount_rows(layout: Layout, views: Iterable[Merged]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from overlayctl import names
 from overlayctl.digest import hex_of
 from overlayctl.errors import Ambiguous, BadInput, Damaged, NotFound, Usage
 from overlayctl.layer import attach
+from overlayctl.layer.attributes import TYPES
 from overlayctl.layer.index import device_number
 from overlayctl.store import gc, images, layers
 from overlayctl.whiteout import ORIGIN_XATTR, unescape
@@ -21,15 +22,6 @@ if TYPE_CHECKING:
     from overlayctl.layout import Layout
 
 _PIECE = 1 << 20
-_TYPES = {
-    stat.S_IFREG: "file",
-    stat.S_IFDIR: "directory",
-    stat.S_IFLNK: "symlink",
-    stat.S_IFCHR: "char",
-    stat.S_IFBLK: "block",
-    stat.S_IFIFO: "fifo",
-    stat.S_IFSOCK: "socket",
-}
 
 
 def named(layout: Layout, spec: str) -> str:
@@ -115,7 +107,7 @@ def files(layout: Layout, name: str) -> Iterator[dict[str, Any]]:
         for path, node in index.walk():
             yield {
                 "Path": path,
-                "Type": "whiteout" if index.is_whiteout(node) else _TYPES[stat.S_IFMT(node.mode)],
+                "Type": "whiteout" if index.is_whiteout(node) else TYPES[stat.S_IFMT(node.mode)],
                 "Mode": f"{stat.S_IMODE(node.mode):04o}",
                 "Uid": node.uid,
                 "Gid": node.gid,

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
+import stat
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from overlayctl.errors import BadTar, LimitExceeded
+from overlayctl.errors import BadInput, BadTar, LimitExceeded
 from overlayctl.layer.fields import shown
 from overlayctl.layer.format import NAME_MAX, XATTR_NAMES_MAX, XATTR_VALUE_MAX
 from overlayctl.whiteout import escape
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from overlayctl.layer.tar import Member, Xattrs
 
 NO_ID = 0xFFFF_FFFF
+TYPES = {
+    stat.S_IFREG: "file",
+    stat.S_IFDIR: "directory",
+    stat.S_IFLNK: "symlink",
+    stat.S_IFCHR: "char",
+    stat.S_IFBLK: "block",
+    stat.S_IFIFO: "fifo",
+    stat.S_IFSOCK: "socket",
+}
+"""What people call each type of a file."""
+_ELSEWHERE = {
+    b"trusted.overlay.metacopy": "the content of {} lies in the layers below",
+    b"trusted.overlay.redirect": "the directory {} was renamed, and its content lies below",
+}
 _EXT4_XATTRS = 4040
 # struct posix_acl_xattr_header: version 2, then entries of eight bytes.
 _ACL_VERSION = bytes([2, 0, 0, 0])
@@ -80,6 +95,20 @@ def check_owner(member: Member) -> None:
             f"entry {shown(member.name)} belongs to {member.uid}:{member.gid}: "
             "ids end at 4294967294, the next one could never be deleted"
         )
+
+
+def check_complete(path: bytes, stored: Iterable[bytes]) -> None:
+    """Raises BadInput for an entry of an upper directory that says nothing without those below.
+
+    ``stored`` are the names of its xattrs.
+    """
+    for name in stored:
+        if name in _ELSEWHERE:
+            raise BadInput(
+                f"{_ELSEWHERE[name].format(shown(path))}: another program mounted it with "
+                "options that overlayctl does not use",
+                hint="mount it over its layers with those options, and copy what is seen there",
+            )
 
 
 def is_carried(name: bytes) -> bool:

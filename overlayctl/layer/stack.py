@@ -41,11 +41,90 @@ class _Content(NamedTuple):
         return sum(length for _, length in self.layer.extents(self.node))
 
 
+class Shown(NamedTuple):
+    """What merged layers show at one path.
+
+    ``parts`` are its node and, for a directory, those that it is merged with, topmost first;
+    each with its layer. There is at least one.
+    """
+
+    parts: tuple[tuple[Index, Node], ...]
+
+    @property
+    def layer(self) -> Index:
+        """The layer that the node is of."""
+        return self.parts[0][0]
+
+    @property
+    def node(self) -> Node:
+        """What is seen: type, attributes, content."""
+        return self.parts[0][1]
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it can hold anything."""
+        return stat.S_ISDIR(self.node.mode)
+
+    def child(self, name: bytes) -> Shown | None:
+        """What a directory shows under ``name``: None where nothing is, or a whiteout says so."""
+        parts: list[tuple[Index, Node]] = []
+        for index, node in self.parts:
+            found = index.child(node, name)
+            if found is None:
+                continue
+            if index.is_whiteout(found):
+                break
+            if not stat.S_ISDIR(found.mode):
+                # Below a directory it is hidden, else it hides what is below.
+                if not parts:
+                    parts.append((index, found))
+                break
+            parts.append((index, found))
+            if index.is_opaque(found):
+                break
+        return Shown(tuple(parts)) if parts else None
+
+    def names(self) -> list[bytes]:
+        """What a directory holds, in byte order; nothing for anything else."""
+        topmost: dict[bytes, bool] = {}
+        for index, node in self.parts:
+            for name, child in index.list(node):
+                topmost.setdefault(name, not index.is_whiteout(child))
+        return sorted(name for name, is_there in topmost.items() if is_there)
+
+    def size(self) -> int:
+        """The bytes of the file, or of all files below the directory; each inode counts once."""
+        total = 0
+        seen: set[tuple[int, int]] = set()
+        pending = [self]
+        while pending:
+            shown = pending.pop()
+            inode = (id(shown.layer), shown.node.nid)
+            if stat.S_ISREG(shown.node.mode) and inode not in seen:
+                total += shown.node.size
+                seen.add(inode)
+            children = map(shown.child, shown.names())
+            pending.extend(child for child in children if child is not None)
+        return total
+
+
 class Stack:
     """Layers merged as overlayfs merges them; ``indexes`` are topmost first."""
 
     def __init__(self, indexes: Sequence[Index]) -> None:
         self._indexes = indexes
+
+    def root(self) -> Shown | None:
+        """The merged root; None where there are no layers.
+
+        A root that is opaque is the last one that takes part.
+        """
+        parts = []
+        for index in self._indexes:
+            parts.append((index, index.root))
+            if index.is_opaque(index.root):
+                break
+        return Shown(tuple(parts)) if parts else None
 
     def find(self, path: bytes) -> tuple[int, Node] | None:
         """The layer (by position, topmost 0) and node that the merged view shows at ``path``.

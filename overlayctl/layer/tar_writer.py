@@ -18,10 +18,8 @@ import stat
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
-from overlayctl.errors import BadInput
 from overlayctl.kernel.rooted import Parents
-from overlayctl.layer.attributes import is_carried
-from overlayctl.layer.fields import shown
+from overlayctl.layer.attributes import check_complete, is_carried
 from overlayctl.layer.header import END, header, padding
 from overlayctl.layer.tar import Limits, Member
 from overlayctl.whiteout import OPAQUE_MARKER, OPAQUE_XATTR, PREFIX, unescape
@@ -47,10 +45,6 @@ _TYPES = {
     stat.S_IFBLK: b"4",
     stat.S_IFDIR: b"5",
     stat.S_IFIFO: b"6",
-}
-_ELSEWHERE = {
-    b"trusted.overlay.metacopy": "the content of {} lies in the layers below",
-    b"trusted.overlay.redirect": "the directory {} was renamed, and its content lies below",
 }
 _PIECE = 1 << 20
 _GATHERED = 1 << 18
@@ -162,14 +156,10 @@ class TarWriter:
 
         A merged view shows none of overlay's own: what it calls so is what was put there.
         """
+        if self._layer:
+            check_complete(path, xattrs)
         carried: Xattrs = {}
         for stored, value in sorted(xattrs.items()):
-            if self._layer and stored in _ELSEWHERE:
-                raise BadInput(
-                    f"{_ELSEWHERE[stored].format(shown(path))}: another program mounted it with "
-                    "options that overlayctl does not use",
-                    hint="mount it over its layers with those options, and copy what is seen there",
-                )
             name = unescape(stored) if self._layer else stored
             if name is None or not is_carried(name):
                 continue

@@ -14,10 +14,12 @@ from overlayctl.runtime import mounts
 from overlayctl.store import containers, gc, images, layers, locks, records, snapshots
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
     from overlayctl.store.images import Image
     from overlayctl.store.opened import Store
+
+_RUNNING = "running container"
 
 
 class Removed(NamedTuple):
@@ -53,7 +55,9 @@ def remove_image(store: Store, name: str, *, force: bool, dry_run: bool) -> Remo
             )
         views = mounts.mounted(store, everywhere=True)
         holders = _containers_of(store, image, {view.id for view in views})
-        in_the_way = [] if force else list(holders)
+        # As docker: of a name, -f unties it; by its id, not even -f takes an image from a process.
+        named = force and reference is not None
+        in_the_way = [h for h in holders if not named and (not force or h.kind == _RUNNING)]
         in_the_way += [
             mounts.holder(view, view.target)
             for view in views
@@ -94,15 +98,14 @@ def unmake(store: Store, image: Image, references: Iterable[str], alone: Iterabl
 
 
 def _containers_of(store: Store, image: Image, mounted: Collection[str]) -> list[Holder]:
-    return [
-        Holder(
-            "container",
-            found.name,
-            f"overlayctl rm {'-f ' if found.id in mounted else ''}{found.name}",
-        )
-        for found in containers.readable(store.layout)
-        if found.image == image.hex
-    ]
+    holders = []
+    for found in containers.readable(store.layout):
+        if found.image == image.hex:
+            runs = bool(locks.sharers(store.layout.snapshot(found.id, "upper")))
+            option = "-f " if runs or found.id in mounted else ""
+            kind = _RUNNING if runs else "container"
+            holders.append(Holder(kind, found.name, f"overlayctl rm {option}{found.name}"))
+    return holders
 
 
 def remove_container(store: Store, name: str, *, force: bool, dry_run: bool) -> str:
@@ -129,6 +132,27 @@ def remove_container(store: Store, name: str, *, force: bool, dry_run: bool) -> 
         snapshots.remove(store.layout, found.id)
         containers.remove(store.layout, found)
     return found.id
+
+
+def prune_containers(
+    store: Store,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    dry_run: bool,
+    agreed: Collection[str] | None = None,
+) -> list[dict[str, Any]]:
+    """Remove those of the containers that nothing uses, of ``agreed`` alone; their rows.
+
+    One that somebody uses, from wherever, stays.
+    """
+    gone = []
+    for row in rows:
+        if agreed is not None and row["Id"] not in agreed:
+            continue
+        with suppress(InUse, NotFound):
+            remove_container(store, row["Id"], force=False, dry_run=dry_run)
+            gone.append(dict(row))
+    return gone
 
 
 def forget_mountpoint(store: Store, key: str) -> None:

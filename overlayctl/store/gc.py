@@ -81,6 +81,8 @@ def finish(layout: Layout) -> None:
     Only what was being made or unmade goes: nothing that a person made complete. What
     cannot be removed hinders nobody: ``check`` names it.
     """
+    from overlayctl.store import volumes
+
     staging.sweep(layout)
     for name in records.names(layout.path("images")):
         if _IMAGE.fullmatch(name) and records.is_gone(layout.image(name, "image.json")):
@@ -90,6 +92,7 @@ def finish(layout: Layout) -> None:
             layers.clear(layout, name)
     for key in snapshots.stored(layout):
         _finish_snapshot(layout, key)
+    volumes.finish(layout)
     # Without their directory all are gone, and it may come back.
     known = os.path.isdir(layout.path("snapshots"))
     for container_id in containers.recorded(layout):

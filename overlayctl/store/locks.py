@@ -116,27 +116,51 @@ def _still_at(fd: int, path: str) -> bool:
         return False
 
 
-def _holders(fd: int) -> list[Holder]:
-    """Who holds a lock on the inode of ``fd`` (proc_locks(5)).
+def sharers(path: str) -> list[Holder]:
+    """The processes that have the directory's lock shared; nobody where it is gone."""
+    with suppress(NotFound):
+        fd = _open(path)
+        try:
+            return _holders(fd, ("READ",))
+        finally:
+            os.close(fd)
+    return []
+
+
+def shared() -> set[int]:
+    """The inodes of everything whose lock somebody has shared, on whatever filesystem."""
+    return {inode for _, kind, inode in _flocks() if kind == "READ"}
+
+
+def _flocks() -> Iterator[tuple[str, str, int]]:
+    """Pid, READ or WRITE, and inode of each lock of flock(2) on the machine (proc_locks(5)).
 
     The file leaves out the processes that have no number in this pid namespace.
     """
-    inode = f":{os.fstat(fd).st_ino}"
-    found = []
     lines: list[str] = []
     with suppress(FileNotFoundError, PermissionError), open("/proc/locks") as file:
         lines = file.readlines()
     for line in lines:
-        # A waiter's line has "->" there. Its device is the superblock's, which on btrfs is
-        # not what stat gives: so the process's descriptors decide.
+        # A waiter's line has "->" there.
         fields = line.split()
-        if fields[1] == "FLOCK" and fields[5].endswith(inode) and _has(fields[4], fd):
+        if fields[1] == "FLOCK":
+            yield fields[4], fields[3], int(fields[5].rpartition(":")[2])
+
+
+def _holders(fd: int, kinds: tuple[str, ...] = ("READ", "WRITE")) -> list[Holder]:
+    """Who holds a lock on the inode of ``fd``."""
+    wanted = os.fstat(fd).st_ino
+    found = []
+    for pid, kind, inode in _flocks():
+        # The device in the file is the superblock's, which on btrfs is not what stat gives:
+        # so the process's descriptors decide.
+        if kind in kinds and inode == wanted and _has(pid, fd):
             with (
                 suppress(FileNotFoundError, ProcessLookupError),
-                open(f"/proc/{fields[4]}/comm", errors="replace") as comm,
+                open(f"/proc/{pid}/comm", errors="replace") as comm,
             ):
-                name = f"{fields[4]} ({comm.read().strip()})"
-                found.append(Holder("process", name, f"kill {fields[4]}"))
+                name = f"{pid} ({comm.read().strip()})"
+                found.append(Holder("process", name, f"kill {pid}"))
     return found
 
 

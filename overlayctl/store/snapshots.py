@@ -39,8 +39,12 @@ class Snapshot(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """``disk`` in bytes, as blocks taken; hard links count once, the upper itself does not."""
+    """``size`` in bytes, as files are long; ``disk`` in bytes, as blocks are taken.
 
+    Hard links count once, the upper itself does not.
+    """
+
+    size: int
     disk: int
     inodes: int
 
@@ -282,15 +286,16 @@ def work_directories(layout: Layout, key: str) -> list[str]:
 def usage(layout: Layout, key: str) -> Usage:
     """What was written in the snapshot. Raises NotFound."""
     seen: set[tuple[int, int]] = set()
-    disk = 0
+    size = disk = 0
     try:
         for found in rooted.stats(layout.snapshot(key, "upper")):
             if (found.st_dev, found.st_ino) not in seen:
                 seen.add((found.st_dev, found.st_ino))
                 disk += found.st_blocks * 512
+                size += found.st_size if stat.S_ISREG(found.st_mode) else 0
     except FileNotFoundError:
         raise NotFound(f"there is no snapshot {key}") from None
-    return Usage(disk, len(seen))
+    return Usage(size, disk, len(seen))
 
 
 def remove(layout: Layout, key: str) -> None:

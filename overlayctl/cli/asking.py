@@ -1,0 +1,24 @@
+"""Asking before something is removed: what it would be, then a typed yes."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from overlayctl.errors import Usage
+
+Unasked = Annotated[bool, typer.Option("--force", "-f", "--yes", "-y", help="Do not ask.")]
+
+
+def somebody(what: str) -> None:
+    """Raise Usage where nobody could answer."""
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise Usage(f"{what} and nobody is here to ask", hint="add --yes")
+
+
+def agreed(question: str) -> bool:
+    """Whether a person types yes."""
+    sys.stdout.flush()
+    sys.stderr.write(f"{question} Type yes: ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() == "yes"
