@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from overlayctl.runtime.diff import Versions
     from overlayctl.runtime.export import Exported
     from overlayctl.runtime.loading import Loaded
+    from overlayctl.runtime.process import Command
     from overlayctl.runtime.prune import Pruned
     from overlayctl.runtime.removal import Removed
     from overlayctl.runtime.volumes import Made
@@ -374,6 +375,37 @@ class Engine:
         from overlayctl.runtime import mounts
 
         return mounts.unmount_container(self.store, name, lazy=lazy)
+
+    def run(
+        self, image: str, *, name: str | None, asked: Config, labels: Mapping[str, str],
+        runtime: str, note: Callable[[str], None],
+    ) -> int:  # fmt: skip
+        """Make a container of an image and run its command; the command's exit status.
+
+        ``note`` is told what a person should know. Raises CommandNotFound, CannotExecute.
+        """
+        from overlayctl.runtime import process
+
+        return process.run(
+            self.store, image, name=name, asked=asked, labels=labels, runtime=runtime, note=note
+        )
+
+    def execute(
+        self, name: str, command: Command, *, runtime: str, note: Callable[[str], None]
+    ) -> int:
+        """Execute a command in a container, running or not; its exit status."""
+        from overlayctl.runtime import process
+
+        return process.execute(self.store, name, command, runtime=runtime, note=note)
+
+    def within(
+        self, name: str, words: Sequence[str], *, writable: bool, note: Callable[[str], None]
+    ) -> int:
+        """Run a program of the host in the merged view of a container or an image; its status."""
+        from overlayctl.runtime import within
+
+        kind = self.kind_of(name)
+        return within.run(self.store, name, words, kind=kind, writable=writable, note=note)
 
     def export_container(self, name: str, write: Callable[[bytes], object]) -> Exported:
         """Give ``write`` the container's merged tree as a tar, mounted or not.

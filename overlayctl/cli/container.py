@@ -22,7 +22,13 @@ from overlayctl.cli.system import mounted
 
 app = render.noun(
     explained="Make, mount and remove containers: a writable layer on an image.",
-    more={"commit": "commit", "create": "making", "diff": "diff"},
+    more={
+        "commit": "commit",
+        "create": "making",
+        "diff": "diff",
+        "exec": "process",
+        "run": "process",
+    },
 )
 
 _CONTAINERS = {

@@ -71,15 +71,12 @@ def wanted(command: list[str] | None) -> Wanted:
             f"there is no network {network!r}",
             hint="--network none or --network host; podman and docker have container networks",
         )
-    directory = said["workdir"] or ""
-    if directory and not directory.startswith("/"):
-        raise Usage(f"the working directory {directory!r} is not absolute", hint="-w /DIR")
     program = said["entrypoint"]
     config = Config(
         entrypoint=None if program is None else (program,) if program else (),
         command=tuple(command or ()),
-        environment=_environment(said["env_file"], said["env"]),
-        directory=directory,
+        environment=environment(said["env_file"], said["env"]),
+        directory=absolute(said["workdir"] or ""),
         user=said["user"] or "",
         hostname=_hostname(said["hostname"]),
         terminal=bool(said["tty"]),
@@ -90,6 +87,13 @@ def wanted(command: list[str] | None) -> Wanted:
         volatile=bool(said["volatile"]),
     )
     return Wanted(said["name"], labels(said["label"]), config)
+
+
+def absolute(directory: str) -> str:
+    """A working directory. Raises Usage."""
+    if directory and not directory.startswith("/"):
+        raise Usage(f"the working directory {directory!r} is not absolute", hint="-w /DIR")
+    return directory
 
 
 def labels(texts: list[str]) -> dict[str, str]:
@@ -103,7 +107,7 @@ def labels(texts: list[str]) -> dict[str, str]:
     return found
 
 
-def _environment(files: list[str], texts: list[str]) -> tuple[str, ...]:
+def environment(files: list[str], texts: list[str]) -> tuple[str, ...]:
     """What is set, of files first; a name alone stands for the variable of this command."""
     lines = [line for file in files for line in _lines(file)]
     return tuple(_variable(text) for text in (*lines, *texts))

@@ -12,6 +12,7 @@ from overlayctl.store import containers, images, records, snapshots
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from contextlib import ExitStack
 
     from overlayctl.layout import Layout
     from overlayctl.store.containers import Config, Container
@@ -32,9 +33,13 @@ _ROCKS = (
 
 
 def create(
-    store: Store, image: str, *, name: str | None, asked: Config, labels: Mapping[str, str]
-) -> Container:
+    store: Store, image: str, *, name: str | None, asked: Config, labels: Mapping[str, str],
+    lives: ExitStack | None = None,
+) -> Container:  # fmt: skip
     """The new container; without ``name`` it is given one that nobody has.
+
+    With ``lives`` a process of this command runs in it, from before anybody sees it until that
+    is left.
 
     What ``asked`` says comes before what the image says. Raises Usage for a name that cannot
     be one, NotFound, Conflict for one that is taken, HostCannot where nothing could ever be
@@ -56,6 +61,9 @@ def create(
             records.now(),
         )
         snapshots.prepare(store.layout, own, identifier, "container", found.layers)
+        if lives is not None:
+            # Nobody knows the key: it is not waited for, whatever other lock is held.
+            lives.enter_context(store.running(identifier))
         try:
             containers.commit(store.layout, own, container)
         except (Conflict, OSError):
