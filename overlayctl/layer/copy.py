@@ -10,29 +10,25 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
-from overlayctl.errors import Conflict
 from overlayctl.kernel import places
 from overlayctl.kernel.rooted import Parents
-from overlayctl.layer.attributes import ACLS, is_carried
-from overlayctl.layer.fields import shown
+from overlayctl.layer import making
+from overlayctl.layer.attributes import is_carried
+from overlayctl.layer.making import Attributes, Identity
 from overlayctl.layer.tar_writer import CHANGED, GONE, SOCKET
 from overlayctl.whiteout import OVERLAY
 
 ITSELF = "the copy itself, left out"
 XATTR_REFUSED = "an xattr left out that the filesystem does not take"
 
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PIECE = 1 << 20
-_ROOM = 1 << 20
 # What copy_file_range(2) says of a pair of files that it does not do.
 _BY_HAND = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
-_XATTR_REFUSED = (errno.ENOTSUP, errno.EPERM, errno.EINVAL, errno.ERANGE, errno.E2BIG)
 
 
 class Copied(NamedTuple):
@@ -43,21 +39,11 @@ class Copied(NamedTuple):
     notes: dict[str, list[bytes]]
 
 
-class Attributes(NamedTuple):
-    """What an entry is to look like. ``mtime`` is in nanoseconds."""
-
-    mode: int
-    uid: int
-    gid: int
-    mtime: int
-    xattrs: dict[bytes, bytes]
-
-
-class _Made(NamedTuple):
-    """A directory or a file of several names that is there: how to find it, and know it again."""
+class _Known(NamedTuple):
+    """Where something was made, and how to know it again."""
 
     path: bytes
-    identity: tuple[int, int]
+    identity: Identity
 
 
 def copy_tree(
@@ -86,13 +72,15 @@ class TreeCopy:
         self._size = 0
         self._entries = 0
         self._notes: dict[str, list[bytes]] = {}
-        self._links: dict[tuple[int, int], _Made] = {}
+        self._links: dict[Identity, _Known] = {}
         self._fresh: set[bytes] = set()
-        self._own: set[tuple[int, int]] = set()
+        self._own: set[Identity] = set()
 
-    def copy(self, source: int, name: bytes, renamed: bytes) -> Copied:
-        """As ``copy_tree``; the numbers are of all calls."""
-        directories: list[tuple[_Made, Attributes]] = []
+    def copy(
+        self, source: int, name: bytes, renamed: bytes, *, hidden: Collection[bytes] = ()
+    ) -> Copied:
+        """As ``copy_tree``; the numbers are of all calls. Of ``hidden`` paths nothing is copied."""
+        directories: list[tuple[_Known, Attributes]] = []
         pending = [b""]
         with Parents(source) as sources, Parents(self._target) as targets:
             while pending:
@@ -103,169 +91,105 @@ class TreeCopy:
                     except OSError as error:
                         if error.errno not in places.GONE or not path:
                             raise
-                        self.note(GONE, path)
+                        self._note(GONE, path)
                         continue
                     try:
                         info = os.fstat(place)
                         where = _below(renamed, path)
-                        if stat.S_ISDIR(info.st_mode):
-                            if (info.st_dev, info.st_ino) in self._own:
-                                self.note(ITSELF, path)
-                                continue
-                            made = self.directory(where, targets)
+                        if not stat.S_ISDIR(info.st_mode):
+                            self._leaf(place, info, path, where, targets)
+                        elif (info.st_dev, info.st_ino) in self._own:
+                            self._note(ITSELF, path)
+                        else:
+                            made = self._directory(where, targets)
                             start = path + b"/" if path else b""
-                            pending += [start + child for child in places.names(place)]
+                            below = (start + child for child in places.names(place))
+                            pending += [one for one in below if one not in hidden]
                             if where:
                                 directories.append((made, self._attributes(place, info)))
-                        else:
-                            self._leaf(place, info, path, where, targets)
                     finally:
                         os.close(place)
             for made, attributes in reversed(directories):
                 with _told(made.path):
-                    self.dress_directory(made, attributes, targets)
-        return self.copied
-
-    @property
-    def copied(self) -> Copied:
-        """What was done so far."""
+                    self._dress_directory(made, attributes, targets)
         return Copied(self._size, self._entries, self._notes)
 
-    def note(self, kind: str, path: bytes) -> None:
-        """Remark something about an entry."""
+    def _note(self, kind: str, path: bytes) -> None:
         self._notes.setdefault(kind, []).append(path)
 
-    # --- what is made -----------------------------------------------------------------------
-
-    def directory(self, path: bytes, targets: Parents) -> _Made:
-        """Make a directory, if none is there; its attributes come later (``dress_directory``).
-
-        Raises Conflict if something else is there.
-        """
-        parent, name = targets.of(path)
+    def _directory(self, path: bytes, targets: Parents) -> _Known:
+        """A directory that is there now; its attributes come later, for a new name changes them."""
+        made = making.directory(*targets.of(path), path)
         self._entries += 1
-        if name:
-            try:
-                # Nobody else's until it is dressed.
-                os.mkdir(name, 0o700, dir_fd=parent)
-            except FileExistsError:
-                pass
-            else:
-                self._fresh.add(path)
-        place = places.at(parent, name)
+        if made.fresh:
+            self._fresh.add(path)
+            self._own.add(made.identity)
+        return _Known(path, made.identity)
+
+    def _dress_directory(self, made: _Known, attributes: Attributes, targets: Parents) -> None:
+        place = self._again(made, targets)
+        if place is None:
+            self._note(CHANGED, made.path)
+            return
         try:
-            info = os.fstat(place)
-            if not stat.S_ISDIR(info.st_mode):
-                raise Conflict(
-                    f"{shown(path)} is there and is no directory: a directory does not replace it",
-                    hint="remove it first, or copy to another name",
-                )
-            made = _Made(path, (info.st_dev, info.st_ino))
-            if path in self._fresh:
-                self._own.add(made.identity)
-                _strip_acls(place)
-            return made
+            self._dress(place, attributes, made.path)
         finally:
             os.close(place)
 
-    def dress_directory(self, made: _Made, attributes: Attributes, targets: Parents) -> None:
-        """Give a directory its attributes, now that it is full: a new name changes its time."""
+    def _again(self, made: _Known, targets: Parents) -> int | None:
+        """The place of what was made before, if it is still the same."""
         try:
             place = places.at(*targets.of(made.path))
         except OSError as error:
             if error.errno not in places.GONE:
                 raise
-            self.note(CHANGED, made.path)
-            return
-        try:
-            if _identity(place) == made.identity:
-                self._dress(place, attributes, made.path)
-            else:
-                self.note(CHANGED, made.path)
-        finally:
-            os.close(place)
-
-    @contextmanager
-    def making(self, path: bytes, targets: Parents) -> Iterator[tuple[int, bytes]]:
-        """The directory and the name under which to make an entry that is no directory.
-
-        It gets its own name when the block ends, in the place of what has it. Raises Conflict
-        if that is a directory.
-        """
-        parent, name = targets.of(path)
-        fresh = path.rpartition(b"/")[0] in self._fresh
-        beside = name if fresh else b".overlayctl-" + secrets.token_hex(8).encode()
-        try:
-            yield parent, beside
-            if not fresh:
-                os.rename(beside, name, src_dir_fd=parent, dst_dir_fd=parent)
-        except FileExistsError:
-            raise
-        except BaseException as error:
-            with suppress(FileNotFoundError):
-                os.unlink(beside, dir_fd=parent)
-            if isinstance(error, IsADirectoryError):
-                raise Conflict(
-                    f"{shown(path)} is a directory: only a directory goes into its place",
-                    hint="remove it first, or copy to another name",
-                ) from None
-            raise
-        self._entries += 1
+            return None
+        if making.identity(place) == made.identity:
+            return place
+        os.close(place)
+        return None
 
     def _leaf(
         self, place: int, info: os.stat_result, path: bytes, where: bytes, targets: Parents
     ) -> None:
         """Anything but a directory."""
         if stat.S_ISSOCK(info.st_mode):
-            self.note(SOCKET, path)
+            self._note(SOCKET, path)
             return
-        several = info.st_nlink > 1
-        if several and self.link(self._links.get((info.st_dev, info.st_ino)), where, targets):
+        self._entries += 1
+        source = info.st_dev, info.st_ino
+        if source in self._links and self._link(self._links[source], where, targets):
             return
         attributes = self._attributes(place, info)
-        with self.making(where, targets) as (parent, name):
-            if stat.S_ISREG(info.st_mode):
-                made = os.open(name, _NEW, 0o600, dir_fd=parent)
-            else:
-                if stat.S_ISLNK(info.st_mode):
-                    os.symlink(os.readlink(b"", dir_fd=place), name, dir_fd=parent)
-                else:
-                    mode = stat.S_IFMT(info.st_mode) | 0o600
-                    os.mknod(name, mode, info.st_rdev, dir_fd=parent)
-                made = places.at(parent, name)
+        kind = stat.S_IFMT(info.st_mode)
+        target = os.readlink(b"", dir_fd=place) if kind == stat.S_IFLNK else b""
+        parent, name = targets.of(where)
+        with making.named(parent, name, where, fresh=self._is_fresh(where)) as beside:
+            made = making.entry(parent, beside, kind, device=info.st_rdev, target=target)
             try:
-                if stat.S_ISREG(info.st_mode):
+                if kind == stat.S_IFREG:
                     self._content(place, info, made, path)
                 self._dress(made, attributes, path)
-                if several:
-                    identity = _identity(made)
-                    self._links[info.st_dev, info.st_ino] = _Made(where, identity)
+                if info.st_nlink > 1:
+                    self._links[source] = _Known(where, making.identity(made))
             finally:
                 os.close(made)
 
-    def link(self, first: _Made | None, path: bytes, targets: Parents) -> bool:
+    def _is_fresh(self, path: bytes) -> bool:
+        """Whether the directory above was made by this copy: then no name in it is taken."""
+        return path.rpartition(b"/")[0] in self._fresh
+
+    def _link(self, first: _Known, path: bytes, targets: Parents) -> bool:
         """Give what was made before another name; False if that cannot be."""
-        if first is None:
-            return False
         with Parents(self._target) as others:
-            try:
-                place = places.at(*others.of(first.path))
-            except OSError as error:
-                if error.errno in places.GONE:
-                    return False
-                raise
-            try:
-                if _identity(place) != first.identity:
-                    return False
-                with self.making(path, targets) as (parent, name):
-                    os.link(places.link(place), name, dst_dir_fd=parent, follow_symlinks=True)
-            except OSError as error:
-                if error.errno not in (errno.EMLINK, errno.EXDEV):
-                    raise
+            place = self._again(first, others)
+            if place is None:
                 return False
+            try:
+                parent, name = targets.of(path)
+                return making.link(place, parent, name, path, fresh=self._is_fresh(path))
             finally:
                 os.close(place)
-        return True
 
     def _content(self, place: int, info: os.stat_result, made: int, path: bytes) -> None:
         """As much as the file had when it was looked at, its holes left out."""
@@ -280,11 +204,9 @@ class TreeCopy:
                     break
             os.ftruncate(made, size)
             if places.version(os.fstat(fd)) != places.version(info):
-                self.note(CHANGED, path)
+                self._note(CHANGED, path)
         finally:
             os.close(fd)
-
-    # --- attributes -------------------------------------------------------------------------
 
     def _attributes(self, place: int, info: os.stat_result) -> Attributes:
         mode, xattrs = stat.S_IMODE(info.st_mode), places.xattrs(place)
@@ -299,25 +221,9 @@ class TreeCopy:
         }
         return Attributes(mode, uid, gid, info.st_mtime_ns, kept)
 
-    def _dress(self, made: int, wanted: Attributes, path: bytes) -> None:
-        """Owner, mode, xattrs, time, in the order in which none undoes another."""
-        link, info = places.link(made), os.fstat(made)
-        if (info.st_uid, info.st_gid) != (wanted.uid, wanted.gid):
-            os.chown(link, wanted.uid, wanted.gid)
-        _strip_acls(made)
-        if not stat.S_ISLNK(info.st_mode):
-            os.chmod(link, wanted.mode)
-        for name, value in wanted.xattrs.items():
-            try:
-                os.setxattr(link, name, value)
-            except OSError as error:
-                # ext4 says ENOSPC also for xattrs that its inode and one block cannot take.
-                free = os.fstatvfs(made)
-                large = error.errno == errno.ENOSPC and free.f_bavail * free.f_frsize >= _ROOM
-                if not large and error.errno not in _XATTR_REFUSED:
-                    raise
-                self.note(XATTR_REFUSED, path)
-        os.utime(link, ns=(wanted.mtime, wanted.mtime))
+    def _dress(self, made: int, attributes: Attributes, path: bytes) -> None:
+        if not making.dress(made, attributes):
+            self._note(XATTR_REFUSED, path)
 
 
 def copy_range(source: int, target: int, offset: int, length: int) -> int:
@@ -350,19 +256,6 @@ def _below(top: bytes, path: bytes) -> bytes:
     if top == b".":
         return path
     return top + b"/" + path if path else top
-
-
-def _identity(place: int) -> tuple[int, int]:
-    info = os.fstat(place)
-    return info.st_dev, info.st_ino
-
-
-def _strip_acls(place: int) -> None:
-    """Take away what the directory above gave its new entry."""
-    link = places.link(place)
-    for name in os.listxattr(link):
-        if os.fsencode(name) in ACLS:
-            os.removexattr(link, name)
 
 
 @contextmanager
