@@ -33,7 +33,10 @@ class Placement(NamedTuple):
 
 
 class Built(NamedTuple):
-    """A container's root, a detached mount, and what is mounted in it, in this order."""
+    """A container's root, a detached mount, and what is mounted in it, in this order.
+
+    Without a root, -1, it is this host's.
+    """
 
     root: int
     placements: tuple[Placement, ...]

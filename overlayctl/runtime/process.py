@@ -114,7 +114,7 @@ def _foreground(
     """Run a command in namespaces of its own; the container's running lock is held."""
     layout, config = store.layout, container.config
     _refuse_no_terminal(command)
-    merged = mounted(store, container.id, volatile=config.volatile)
+    merged = mounted(store, container.id, volatile=config.volatile or config.disposable)
     own = running.begin(store, container.id)
     with ExitStack() as owned:
         owned.callback(running.clear, own)
@@ -146,10 +146,11 @@ def _foreground(
         )  # fmt: skip
         ours, theirs = talk.pair()
         owned.callback(ours.close)
-        with theirs:
+        with theirs, store.locked():
             child = outer.start(launch, theirs)
+            heard = talk.hear(ours)
         running.note(own, child, first=first, words=process.words)
-        status = wait(child, ours, typed=command.stdin)
+        status = wait(child, ours, heard, typed=command.stdin)
         if chosen.program and status and not os.path.exists(os.path.join(own, "pid")):
             raise _not_begun(process.words[0], engines.failure(own))
     return status
@@ -167,7 +168,7 @@ def _join(store: Store, container: Container, command: Command, joined: running.
         owned.callback(ours.close)
         with theirs:
             child = joining.start(joined, process, theirs, stdin=command.stdin)
-        return wait(child, ours, typed=command.stdin)
+        return wait(child, ours, talk.Heard(), typed=command.stdin)
 
 
 def mounted(store: Store, key: str, *, volatile: bool = False) -> str:
@@ -260,11 +261,15 @@ def _not_begun(word: str, said: str) -> OverlayctlError:
     return HostCannot(f"the runtime could not begin: {said}", hint="--runtime builtin")
 
 
-def wait(child: int, ours: socket.socket, *, typed: bool) -> int:
-    """Wait for the process, signals being passed on; its exit status."""
+def wait(child: int, ours: socket.socket, heard: talk.Heard, *, typed: bool) -> int:
+    """Wait for the process, signals being passed on; its exit status.
+
+    ``heard`` is what it has told before.
+    """
     with _passing_on(child):
         try:
-            heard = talk.hear(ours)
+            if heard.error is None:
+                heard = talk.hear(ours)
             if heard.terminal is not None:
                 with os.fdopen(heard.terminal, "rb") as served:
                     heard = talk.hear(ours)
