@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from overlayctl.kernel.probe import Setting
+    from overlayctl.layer.compress import Codec
+    from overlayctl.layer.compression import Buffer
     from overlayctl.layer.diff import Change
     from overlayctl.mount import Merged, Rung
     from overlayctl.runtime.commit import Committed, Wish
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from overlayctl.runtime.process import Command
     from overlayctl.runtime.prune import Pruned
     from overlayctl.runtime.removal import Removed
+    from overlayctl.runtime.saving import Form, Saved
     from overlayctl.runtime.volumes import Made
     from overlayctl.runtime.volumes import Pruned as PrunedVolumes
     from overlayctl.store.check import Finding
@@ -172,6 +175,28 @@ class Engine:
 
         self._put_away()
         return removal.remove_image(self.store, name, force=force, dry_run=dry_run)
+
+    def save(
+        self,
+        names: Sequence[str],
+        write: Callable[[Buffer], object],
+        *,
+        form: Form,
+        codec: Codec,
+        progress: Progress,
+    ) -> Saved:
+        """Give ``write`` an archive of the images. Raises Damaged for a layer that is not whole."""
+        from overlayctl.runtime import saving
+
+        return saving.save(self.store, names, write, form=form, codec=codec, progress=progress)
+
+    def save_directory(
+        self, names: Sequence[str], place: str, *, codec: Codec, progress: Progress
+    ) -> Saved:
+        """Write the images as an OCI layout into an empty directory."""
+        from overlayctl.runtime import saving
+
+        return saving.save_directory(self.store, names, place, codec=codec, progress=progress)
 
     # -- mounts ----------------------------------------------------------------------
 
@@ -472,15 +497,20 @@ class Engine:
 
         return diff.versions(self.store, name, path)
 
-    def remove_container(self, name: str, *, force: bool, dry_run: bool) -> str:
+    def remove_container(
+        self, name: str, *, force: bool, dry_run: bool, volumes: bool = False
+    ) -> str:
         """Remove a container and what was written in it; its id.
 
-        Raises InUse while it is mounted; ``force`` unmounts it first.
+        With ``volumes`` its anonymous volumes, too, that no other container has. Raises InUse
+        while it is mounted; ``force`` unmounts it first.
         """
         from overlayctl.runtime import removal
 
         self._put_away()
-        return removal.remove_container(self.store, name, force=force, dry_run=dry_run)
+        return removal.remove_container(
+            self.store, name, force=force, dry_run=dry_run, volumes=volumes
+        )
 
     # -- volumes ---------------------------------------------------------------------
 

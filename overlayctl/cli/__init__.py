@@ -22,6 +22,7 @@ _SHORT = {
     "import": ("image", "app", "import"),
     "images": ("image", "app", "ls"),
     "inspect": ("system", "either", "inspect"),
+    "save": ("save", "app", "save"),
     "history": ("image", "app", "history"),
     "tag": ("image", "app", "tag"),
     "rmi": ("image", "app", "rm"),
@@ -50,7 +51,6 @@ _PROCESSES = "is not here: a container is an image and a writable layer, without
 _UNPACK = "overlayctl container mount NAME, then work in the directory that it prints"
 
 _WORDS: dict[str, tuple[str, str]] = {
-    "save": (_LATER, "keep the archive that the image was loaded from"),
     "cp": (_LATER, _UNPACK),
     "df": (_LATER, "overlayctl layer ls and image ls show sizes"),
     "whence": (_LATER, "overlayctl layer files REF:N lists one layer"),
