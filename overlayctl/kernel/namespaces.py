@@ -139,7 +139,7 @@ class _Nothing:
 
 def import_nothing() -> None:
     """From here on no module is loaded: the paths of programs lead to files of others."""
-    sys.meta_path[:] = [_Nothing()]  # type: ignore[list-item]
+    sys.meta_path[:] = [_Nothing()]
 
 
 def own_mounts() -> None:

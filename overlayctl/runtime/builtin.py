@@ -26,10 +26,14 @@ FORWARDED = (
 
 
 class Placement(NamedTuple):
-    """A detached mount, to be attached at an absolute path of the container."""
+    """A detached mount, to be attached at an absolute path of the container.
+
+    ``staged`` is where another runtime finds it.
+    """
 
     target: str
     mount: int
+    staged: str
 
 
 class Built(NamedTuple):

@@ -51,6 +51,11 @@ def choose(store: Store, wanted: str) -> Runtime:
     return Runtime()
 
 
+def sees_cgroup(store: Store) -> bool:
+    """Whether a container of this host's runtime can have the files of cgroups mounted."""
+    return choose(store, "auto").sees_cgroup
+
+
 def _find(name: str) -> str | None:
     path = os.pathsep.join((os.environ.get("PATH", ""), _PLACES))
     found = shutil.which(name, path=path)

@@ -90,8 +90,8 @@ def _stage(launch: Launch) -> None:
     if root < 0:
         root = libc.open_tree("/", clone=True, recursive=True)
     stage(launch.attached, {launch.root: root, launch.files: launch.run})
-    for number, one in enumerate(launch.built.placements):
-        libc.move_mount(one.mount, mountpoint(launch.own, number))
+    for one in launch.built.placements:
+        libc.move_mount(one.mount, one.staged)
 
 
 def stage(attached: str, mounts: Mapping[str, int]) -> None:
@@ -100,11 +100,6 @@ def stage(attached: str, mounts: Mapping[str, int]) -> None:
     for path, mount in mounts.items():
         os.makedirs(path)
         libc.move_mount(mount, path)
-
-
-def mountpoint(own: str, number: int) -> str:
-    """Where a runtime finds one of the mounts."""
-    return os.path.join(own, "mounts", str(number))
 
 
 def _command(launch: Launch) -> list[str]:

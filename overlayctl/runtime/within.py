@@ -51,9 +51,7 @@ def run(
 
 
 def _in_container(store: Store, found: Container, words: Sequence[str], *, writable: bool) -> int:
-    merged = process.mounted(
-        store, found.id, volatile=found.config.volatile or found.config.disposable
-    )
+    merged = process.mounted(store, found)
     own = running.begin(store, found.id)
     with ExitStack() as owned:
         owned.callback(running.clear, own)
