@@ -435,6 +435,12 @@ class Engine:
 
         return process.execute(self.store, name, command, runtime=runtime, note=note)
 
+    def write_bundle(self, name: str, directory: str) -> str:
+        """Write an OCI runtime bundle for a container that is mounted; the directory."""
+        from overlayctl.runtime import process
+
+        return process.write_bundle(self.store, name, directory)
+
     def within(
         self, name: str, words: Sequence[str], *, writable: bool, note: Callable[[str], None]
     ) -> int:

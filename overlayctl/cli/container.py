@@ -23,6 +23,7 @@ from overlayctl.cli.system import mounted
 app = render.noun(
     explained="Make, mount and remove containers: a writable layer on an image.",
     more={
+        "bundle": "process",
         "commit": "commit",
         "create": "making",
         "diff": "diff",

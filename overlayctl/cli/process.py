@@ -168,3 +168,16 @@ def within(
     if not words:
         raise Usage("which program is to be run?", hint="overlayctl with IMAGE -- ls")
     return engine().within(reference, words, writable=rw, note=_note)
+
+
+@app.command("bundle", cls=Verb)
+def bundle(
+    container: Annotated[str, typer.Argument(metavar="CONTAINER")],
+    directory: Annotated[str, typer.Argument(metavar="DIR")],
+) -> None:
+    """Write an OCI runtime bundle for a container that is mounted, and print where.
+
+    runc run --bundle DIR NAME, or crun, executes it. It has no capability that the caller
+    lacks; it names the merged view, so it works for as long as that is mounted.
+    """
+    render.path(engine().write_bundle(container, directory))
