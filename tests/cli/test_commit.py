@@ -384,3 +384,25 @@ def test_no_change(change: str) -> None:
         changed(CONFIG, [change])
     assert repr(change) in str(error.value)
     assert error.value.hint
+
+
+def test_holes_are_zeros_that_take_no_room(run: Shell, tmp_path: Path) -> None:
+    """Docker and podman cannot save a layer again that has sparse files, though they load it."""
+    loaded(run, tmp_path)
+    merged = Path(run("mount", "cc").out[:-1])
+    with (merged / "holes").open("wb") as file:
+        file.truncate(200 << 20)
+        file.seek(100 << 20)
+        file.write(b"middle")
+    run("umount", "cc")
+    whole = json.loads(run("commit", "--json", "cc", "whole").out)
+    assert whole["Size"] > 200 << 20
+    layer = Path(run.store, "layers", whole["DiffID"].removeprefix("sha256:"), "layer.erofs")
+    assert layer.stat().st_blocks * 512 < 1 << 20
+    few = json.loads(run("commit", "--json", "--sparse", "cc", "few").out)
+    assert few["Size"] < 1 << 20
+    for name in ("whole", "few"):
+        view = Path(run("image", "mount", name).out[:-1])
+        assert (view / "holes").read_bytes().strip(b"\0") == b"middle"
+        assert (view / "holes").stat().st_size == 200 << 20
+        run("umount", name)
