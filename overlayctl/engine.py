@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from overlayctl.runtime.diff import Versions
     from overlayctl.runtime.export import Exported
     from overlayctl.runtime.loading import Loaded
+    from overlayctl.runtime.process import Command
     from overlayctl.runtime.prune import Pruned
     from overlayctl.runtime.removal import Removed
     from overlayctl.runtime.saving import Form, Saved
@@ -84,6 +85,7 @@ class Engine:
         """
         from overlayctl.runtime import loading
 
+        self._put_away()
         return loading.load(self.store, path, tag=tag, platform=platform, progress=progress)
 
     def import_layers(
@@ -96,6 +98,7 @@ class Engine:
         """Make an image of plain layer tars, given bottom to top."""
         from overlayctl.runtime import loading
 
+        self._put_away()
         return loading.import_layers(self.store, paths, reference=reference, progress=progress)
 
     def images(self, *, filters: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -143,6 +146,12 @@ class Engine:
         """
         return self.store.locked(exclusive=False)
 
+    def _put_away(self) -> None:
+        """Put away what killed commands left: for every command that writes."""
+        from overlayctl.runtime import running
+
+        running.sweep(self.store)
+
     def image_exists(self, name: str) -> bool:
         """Whether there is such an image."""
         with self._seeing_all():
@@ -150,6 +159,7 @@ class Engine:
 
     def tag(self, source: str, target: str) -> str | None:
         """Let ``target`` stand for the image ``source``; the id it stood for before."""
+        self._put_away()
         reference = names.stored(target)
         with self.store.deciding() as own:
             image, _ = images.resolve(self.layout, source)
@@ -163,6 +173,7 @@ class Engine:
         """
         from overlayctl.runtime import removal
 
+        self._put_away()
         return removal.remove_image(self.store, name, force=force, dry_run=dry_run)
 
     def save(
@@ -317,6 +328,7 @@ class Engine:
         """A container: an image and a writable layer of its own. No process is needed."""
         from overlayctl.runtime import creation
 
+        self._put_away()
         wanted = asked or containers.Config()
         made = creation.create(self.store, image, name=name, asked=wanted, labels=labels or {})
         merged = self.mount_container(made.id, volatile=False, xino=False) if mount else None
@@ -390,6 +402,7 @@ class Engine:
         """Mount a container's merged view; the path."""
         from overlayctl.runtime import mounts
 
+        self._put_away()
         with self._seeing_all():
             found = containers.resolve(self.layout, name)
         return mounts.mount_container(self.store, found.id, volatile=volatile, xino=xino)
@@ -399,6 +412,37 @@ class Engine:
         from overlayctl.runtime import mounts
 
         return mounts.unmount_container(self.store, name, lazy=lazy)
+
+    def run(
+        self, image: str, *, name: str | None, asked: Config, labels: Mapping[str, str],
+        runtime: str, note: Callable[[str], None],
+    ) -> int:  # fmt: skip
+        """Make a container of an image and run its command; the command's exit status.
+
+        ``note`` is told what a person should know. Raises CommandNotFound, CannotExecute.
+        """
+        from overlayctl.runtime import process
+
+        return process.run(
+            self.store, image, name=name, asked=asked, labels=labels, runtime=runtime, note=note
+        )
+
+    def execute(
+        self, name: str, command: Command, *, runtime: str, note: Callable[[str], None]
+    ) -> int:
+        """Execute a command in a container, running or not; its exit status."""
+        from overlayctl.runtime import process
+
+        return process.execute(self.store, name, command, runtime=runtime, note=note)
+
+    def within(
+        self, name: str, words: Sequence[str], *, writable: bool, note: Callable[[str], None]
+    ) -> int:
+        """Run a program of the host in the merged view of a container or an image; its status."""
+        from overlayctl.runtime import within
+
+        kind = self.kind_of(name)
+        return within.run(self.store, name, words, kind=kind, writable=writable, note=note)
 
     def export_container(self, name: str, write: Callable[[bytes], object]) -> Exported:
         """Give ``write`` the container's merged tree as a tar, mounted or not.
@@ -411,6 +455,7 @@ class Engine:
 
     def rename_container(self, name: str, new: str) -> None:
         """Give a container another name. Raises NotFound, Usage, Conflict for one that is taken."""
+        self._put_away()
         with self.store.deciding():
             containers.rename(self.layout, containers.resolve(self.layout, name), new)
 
@@ -423,6 +468,7 @@ class Engine:
         """
         from overlayctl.runtime import removal
 
+        self._put_away()
         rows = self.containers(everything=True, filters=filters, sizes=True)
         return removal.prune_containers(self.store, rows, dry_run=dry_run, agreed=agreed)
 
@@ -432,6 +478,7 @@ class Engine:
         """An image of a container, mounted or not: its image's layers and what was written."""
         from overlayctl.runtime import commit
 
+        self._put_away()
         return commit.commit(self.store, name, reference=reference, wish=wish, progress=progress)
 
     def diff(self, name: str, *, sizes: bool = False) -> list[Change]:
@@ -450,14 +497,20 @@ class Engine:
 
         return diff.versions(self.store, name, path)
 
-    def remove_container(self, name: str, *, force: bool, dry_run: bool) -> str:
+    def remove_container(
+        self, name: str, *, force: bool, dry_run: bool, volumes: bool = False
+    ) -> str:
         """Remove a container and what was written in it; its id.
 
-        Raises InUse while it is mounted; ``force`` unmounts it first.
+        With ``volumes`` its anonymous volumes, too, that no other container has. Raises InUse
+        while it is mounted; ``force`` unmounts it first.
         """
         from overlayctl.runtime import removal
 
-        return removal.remove_container(self.store, name, force=force, dry_run=dry_run)
+        self._put_away()
+        return removal.remove_container(
+            self.store, name, force=force, dry_run=dry_run, volumes=volumes
+        )
 
     # -- volumes ---------------------------------------------------------------------
 
@@ -465,6 +518,7 @@ class Engine:
         """The volume of that name, made if it is not there; without a name an anonymous one."""
         from overlayctl.runtime import volumes
 
+        self._put_away()
         return volumes.create(self.store, name, labels)
 
     def volumes(self, *, sizes: bool, filters: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -499,6 +553,7 @@ class Engine:
         """
         from overlayctl.runtime import volumes
 
+        self._put_away()
         return volumes.remove(self.store, name, force=force, dry_run=dry_run)
 
     def prune_volumes(
@@ -511,6 +566,7 @@ class Engine:
         """
         from overlayctl.runtime import volumes
 
+        self._put_away()
         return volumes.prune(
             self.store, everything=everything, labels=labels, dry_run=dry_run, agreed=agreed
         )
@@ -574,6 +630,7 @@ class Engine:
         """
         from overlayctl.runtime import prune
 
+        self._put_away()
         return prune.prune(self.store, everything=everything, dry_run=dry_run, agreed=agreed)
 
     def reset(self, *, dry_run: bool) -> dict[str, Any]:

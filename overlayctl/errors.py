@@ -8,7 +8,9 @@
     |  `- LimitExceeded     limit-exceeded      1   larger than a stated limit
     |- DiskFull             disk-full           1   no room: bytes, inodes or a quota
     |- Usage                usage               2   the call's words are off
+    |- CannotExecute        cannot-execute    126   a container's command is no program
     |- NotFound             not-found           3
+    |  `- CommandNotFound   command-not-found 127   a container's command is not there
     |- Conflict             conflict            4   in the way of something that exists
     |  |- InUse             in-use              4   somebody needs it: the holders are named
     |  `- Ambiguous         ambiguous           4   several things answer to that name
@@ -138,6 +140,20 @@ class NotFound(OverlayctlError):
 
     code = "not-found"
     exit_status = 3
+
+
+class CommandNotFound(NotFound):
+    """The command of a container is not there; the status is a shell's."""
+
+    code = "command-not-found"
+    exit_status = 127
+
+
+class CannotExecute(OverlayctlError):
+    """The command of a container is there and cannot be executed; the status is a shell's."""
+
+    code = "cannot-execute"
+    exit_status = 126
 
 
 class Conflict(OverlayctlError):

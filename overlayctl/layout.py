@@ -117,6 +117,14 @@ class Layout:
         """Where a container's or an image's merged view is mounted."""
         return self.path("attached", "merged", key)
 
+    def run(self, key: str, *names: str) -> str:
+        """Where the files of the processes in a container are, or one of them."""
+        return self.path("attached", "run", key, *names)
+
+    def held(self, key: str) -> str:
+        """The mark of a container that a person mounted: nobody else unmounts it."""
+        return self.path("attached", "held", key)
+
     def image(self, image_hex: str, name: str = "") -> str:
         """An image's directory, or a file in it."""
         return self.path("images", image_hex, name) if name else self.path("images", image_hex)

@@ -16,7 +16,7 @@ AUFS_PREFIX = b".wh..wh."
 OPAQUE_XATTR = b"trusted.overlay.opaque"
 ORIGIN_XATTR = b"trusted.overlay.origin"
 
-_OVERLAY = b"trusted.overlay."
+OVERLAY = b"trusted.overlay."
 _ESCAPED = b"trusted.overlay.overlay."
 
 
@@ -26,15 +26,15 @@ def escape(name: bytes) -> bytes:
     The kernel shows ``trusted.overlay.overlay.X`` as ``trusted.overlay.X`` through an
     overlay, so what the tar said is what a process in the merged view reads.
     """
-    if name.startswith(_OVERLAY):
-        return _ESCAPED + name[len(_OVERLAY) :]
+    if name.startswith(OVERLAY):
+        return _ESCAPED + name[len(OVERLAY) :]
     return name
 
 
 def unescape(name: bytes) -> bytes | None:
     """The xattr name a tar would carry for a stored ``name``; None for overlay's own marks."""
     if name.startswith(_ESCAPED):
-        return _OVERLAY + name[len(_ESCAPED) :]
-    if name.startswith(_OVERLAY):
+        return OVERLAY + name[len(_ESCAPED) :]
+    if name.startswith(OVERLAY):
         return None
     return name

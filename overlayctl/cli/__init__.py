@@ -27,6 +27,9 @@ _SHORT = {
     "tag": ("image", "app", "tag"),
     "rmi": ("image", "app", "rm"),
     "create": ("making", "app", "create"),
+    "run": ("process", "app", "run"),
+    "exec": ("process", "app", "exec"),
+    "with": ("process", "app", "with"),
     "ps": ("container", "app", "ls"),
     "rename": ("container", "app", "rename"),
     "rm": ("container", "app", "rm"),
@@ -48,11 +51,8 @@ _PROCESSES = "is not here: a container is an image and a writable layer, without
 _UNPACK = "overlayctl container mount NAME, then work in the directory that it prints"
 
 _WORDS: dict[str, tuple[str, str]] = {
-    "run": (_LATER, 'chroot "$(overlayctl container mount NAME)" COMMAND'),
-    "exec": (_LATER, 'chroot "$(overlayctl container mount NAME)" COMMAND'),
     "cp": (_LATER, _UNPACK),
     "df": (_LATER, "overlayctl layer ls and image ls show sizes"),
-    "with": (_LATER, "overlayctl mount NAME, then umount NAME"),
     "whence": (_LATER, "overlayctl layer files REF:N lists one layer"),
     "find": (_LATER, "overlayctl layer files REF:N lists one layer"),
     "whose": (_LATER, "overlayctl mounts --json shows what is mounted where"),

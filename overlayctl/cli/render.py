@@ -323,22 +323,26 @@ def _scalar(value: object) -> str:
 # --- errors ---------------------------------------------------------------------------------
 
 
-def report(error: OverlayctlError) -> int:
-    """Say on stderr what went wrong and what to do next; the result is the exit status."""
+def report(error: OverlayctlError, status: int | None = None) -> int:
+    """Say on stderr what went wrong and what to do next; the result is the exit status.
+
+    ``status`` is another one than the error's own.
+    """
+    status = error.exit_status if status is None else status
     if asked.json or "--json" in asked.args:
         told = {
             "code": error.code,
-            "exit": error.exit_status,
+            "exit": status,
             "message": str(error),
             "hint": error.hint,
             "details": dict(error.details),
         }
         sys.stderr.write(_json(told) + "\n")
-        return error.exit_status
+        return status
     note(f"overlayctl: {error}")
     if error.hint:
         note(f"hint: {error.hint}")
-    return error.exit_status
+    return status
 
 
 def each(names: Sequence[str], call: Callable[[str], _T]) -> tuple[list[_T], int]:

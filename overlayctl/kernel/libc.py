@@ -25,7 +25,9 @@ AT_STATX_DONT_SYNC = 0x4000
 FSOPEN_CLOEXEC = 1
 FSMOUNT_CLOEXEC = 1
 MOVE_MOUNT_F_EMPTY_PATH = 4
+MOVE_MOUNT_T_EMPTY_PATH = 0x40
 OPEN_TREE_CLONE = 1
+AT_RECURSIVE = 0x8000
 
 MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_NOSUID = 0x2
@@ -38,6 +40,11 @@ MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 CLONE_FS = 0x0000_0200
 CLONE_NEWNS = 0x0002_0000
+CLONE_NEWCGROUP = 0x0200_0000
+CLONE_NEWUTS = 0x0400_0000
+CLONE_NEWIPC = 0x0800_0000
+CLONE_NEWPID = 0x2000_0000
+CLONE_NEWNET = 0x4000_0000
 
 RESOLVE_NO_MAGICLINKS = 2
 RESOLVE_NO_SYMLINKS = 4
@@ -59,6 +66,8 @@ _FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_SET_FD = 5
 _FSCONFIG_CMD_CREATE = 6
+_PR_SET_PDEATHSIG = 1
+_PR_CAPBSET_DROP = 24
 _STATMOUNT_OPTIONS = 0x80
 _MOUNT_OPTIONS_MAX = 4096
 _FS_IOC_GETFSUUID = 0x8011_1500
@@ -126,23 +135,36 @@ def fsmount(fd: int, attributes: int) -> int:
     return _call("fsmount", _FSMOUNT, fd, FSMOUNT_CLOEXEC, attributes)
 
 
-def move_mount(fd: int, target: Path) -> None:
-    """Attach the detached mount ``fd`` at ``target``."""
-    _call("move_mount", _MOVE_MOUNT, fd, b"", AT_FDCWD, _path(target), MOVE_MOUNT_F_EMPTY_PATH)
+def move_mount(fd: int, target: Path | int) -> None:
+    """Attach the detached mount ``fd`` at ``target``: a path, or what an fd has open."""
+    flags = MOVE_MOUNT_F_EMPTY_PATH
+    if isinstance(target, int):
+        _call("move_mount", _MOVE_MOUNT, fd, b"", target, b"", flags | MOVE_MOUNT_T_EMPTY_PATH)
+        return
+    _call("move_mount", _MOVE_MOUNT, fd, b"", AT_FDCWD, _path(target), flags)
 
 
-def open_tree(place: Path | int, *, clone: bool = False) -> int:
-    """An fd of the mount at a path or of an fd, or of a detached copy of it."""
-    flags = os.O_CLOEXEC | (OPEN_TREE_CLONE if clone else 0)
+def open_tree(place: Path | int, *, clone: bool = False, recursive: bool = False) -> int:
+    """An fd of the mount at a path or of an fd, or of a detached copy of it.
+
+    ``recursive`` copies what is mounted below, too.
+    """
+    flags = os.O_CLOEXEC | (OPEN_TREE_CLONE if clone else 0) | (AT_RECURSIVE if recursive else 0)
     if isinstance(place, int):
         return _call("open_tree", _OPEN_TREE, place, b"", flags | AT_EMPTY_PATH)
     return _call("open_tree", _OPEN_TREE, AT_FDCWD, _path(place), flags)
 
 
-def mount_setattr(fd: int, *, add: int = 0, remove: int = 0, propagation: int = 0) -> None:
-    """Change attributes or propagation of the mount that ``fd`` is the root of."""
+def mount_setattr(
+    fd: int, *, add: int = 0, remove: int = 0, propagation: int = 0, recursive: bool = False
+) -> None:
+    """Change attributes or propagation of the mount that ``fd`` is the root of.
+
+    ``recursive`` changes those below it, too.
+    """
     attributes = ctypes.create_string_buffer(struct.pack("QQQQ", add, remove, propagation, 0), 32)
-    _call("mount_setattr", _MOUNT_SETATTR, fd, b"", AT_EMPTY_PATH, attributes, 32)
+    flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
+    _call("mount_setattr", _MOUNT_SETATTR, fd, b"", flags, attributes, 32)
 
 
 def openat2(dirfd: int, path: Path, flags: int, mode: int = 0, resolve: int = 0) -> int:
@@ -242,6 +264,34 @@ def setns(fd: int, flags: int) -> None:
     """Enter the namespace ``fd`` (setns(2))."""
     if _libc.setns(fd, flags) < 0:
         raise _failed("setns")
+
+
+def pivot_root() -> None:
+    """Make the current directory, which is the root of a mount, the root; the old one goes.
+
+    The old root ends up on top of the new one, and is detached from there (pivot_root(2)).
+    """
+    if _libc.pivot_root(b".", b".") < 0:
+        raise _failed("pivot_root")
+    umount2(b".", MNT_DETACH)
+
+
+def die_with_parent(signal: int) -> None:
+    """Have this process sent ``signal`` when its parent ends (PR_SET_PDEATHSIG(2const)).
+
+    A change of user or group forgets it.
+    """
+    _prctl(_PR_SET_PDEATHSIG, signal)
+
+
+def drop_from_bounding_set(capability: int) -> None:
+    """Nothing that this process executes gets that capability (PR_CAPBSET_DROP(2const))."""
+    _prctl(_PR_CAPBSET_DROP, capability)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, ctypes.c_ulong(value), *(ctypes.c_ulong(0),) * 3) < 0:
+        raise _failed("prctl")
 
 
 def sync_file_range(fd: int, offset: int, length: int, flags: int) -> None:

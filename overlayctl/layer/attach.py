@@ -43,7 +43,7 @@ def prepare(layout: Layout, mark: str) -> None:
     """Make ``attached/`` the private tmpfs of this namespace if it is not yet."""
     if mounttable.at(layout.attached) is None:
         mounter.mount(Tmpfs(f"overlayctl:{mark}:attached:"), layout.attached)
-    for name in ("layers", "merged"):
+    for name in ("layers", "merged", "run", "held"):
         os.makedirs(layout.path("attached", name), mode=0o700, exist_ok=True)
 
 

@@ -35,7 +35,7 @@ _EXT4_XATTRS = 4040
 _ACL_VERSION = bytes([2, 0, 0, 0])
 # What EROFS and the kernel's own filesystems can hold.
 _NAMESPACES = (b"user.", b"trusted.", b"security.")
-_ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
+ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
 _IGNORED = b"security.selinux"
 
 
@@ -113,7 +113,7 @@ def check_complete(path: bytes, stored: Iterable[bytes]) -> None:
 
 def is_carried(name: bytes) -> bool:
     """Whether layers carry xattrs of this name."""
-    return name in _ACLS or (name.startswith(_NAMESPACES) and name != _IGNORED)
+    return name in ACLS or (name.startswith(_NAMESPACES) and name != _IGNORED)
 
 
 def stored_xattrs(member: Member, note: Callable[[str, bytes], None]) -> Xattrs:
@@ -136,7 +136,7 @@ def stored_xattrs(member: Member, note: Callable[[str, bytes], None]) -> Xattrs:
         kept[stored] = value
         if name == b"security.capability":
             note("file capability", member.name)
-        elif name in _ACLS and (value[:4] != _ACL_VERSION or len(value) % 8 != 4):
+        elif name in ACLS and (value[:4] != _ACL_VERSION or len(value) % 8 != 4):
             note("malformed ACL that cannot be copied up", member.name)
         elif name.startswith(b"user.") and member.type not in (b"0", b"5"):
             note("user xattr that cannot be copied up", member.name)

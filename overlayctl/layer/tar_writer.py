@@ -12,12 +12,12 @@ directory's mark ``.wh..wh..opq``; overlay's own xattrs are left out.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
+from overlayctl.kernel import places
 from overlayctl.kernel.rooted import Parents
 from overlayctl.layer.attributes import check_complete, is_carried
 from overlayctl.layer.header import END, header, padding
@@ -31,13 +31,8 @@ SOCKET = "a socket, left out"
 CHANGED = "changed while it was read"
 GONE = "gone before it was read"
 NAMED_AS_WHITEOUT = "left out: its name would say that another one is deleted"
-# Where xfs keeps ACLs, listed to root beside the ACLs themselves.
-_XFS_ACL = "trusted.SGI_ACL_"
 XATTR_LEFT_OUT = "an xattr left out: no tar can carry a name with '='"
 
-_PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ = os.O_RDONLY | os.O_NOATIME | os.O_CLOEXEC
-_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ESTALE)
 _TYPES = {
     stat.S_IFREG: b"0",
     stat.S_IFLNK: b"2",
@@ -104,9 +99,9 @@ class TarWriter:
                     continue
                 try:
                     parent, name = parents.of(path)
-                    place = os.open(name or b".", _PLACE, dir_fd=parent)
+                    place = places.at(parent, name)
                 except OSError as error:
-                    if error.errno not in _GONE:
+                    if error.errno not in places.GONE:
                         raise OSError(error.errno, error.strerror, os.fsdecode(path)) from error
                     self._note(GONE, path)
                     continue
@@ -117,7 +112,7 @@ class TarWriter:
                         continue
                     if stat.S_ISDIR(info.st_mode):
                         start = path + b"/" if path else b""
-                        pending += [start + child for child in _listed(place)]
+                        pending += [start + child for child in places.names(place)]
                     yield from self._entry(path, place, info)
                 except OSError as error:
                     raise OSError(error.errno, error.strerror, os.fsdecode(path)) from error
@@ -140,7 +135,7 @@ class TarWriter:
             if first != path:
                 yield self._header(_member(path, b"1", info, linkname=first))
                 return
-        xattrs = xattrs_of(place)
+        xattrs = places.xattrs(place)
         carried = self._carried(path, xattrs) if xattrs else xattrs
         if kind == b"0":
             yield from self._file(path, carried, place, info)
@@ -178,7 +173,7 @@ class TarWriter:
         self, path: bytes, xattrs: Xattrs, place: int, info: os.stat_result
     ) -> Iterator[bytes]:
         """A regular file: exactly as long as its header says, whatever happens to it meanwhile."""
-        fd = os.open(f"/proc/self/fd/{place}", _READ)
+        fd = places.read(place)
         try:
             extents = _extents(fd, info.st_size)
             told = extents if self._sparse else None
@@ -191,19 +186,10 @@ class TarWriter:
                 yield from _content(fd, offset, size)
                 length += size
             yield padding(length)
-            if _version(os.fstat(fd)) != _version(info):
+            if places.version(os.fstat(fd)) != places.version(info):
                 self._note(CHANGED, path)
         finally:
             os.close(fd)
-
-
-def _listed(place: int) -> list[bytes]:
-    """The names in a directory, the last one in byte order first."""
-    fd = os.open(f"/proc/self/fd/{place}", _READ | os.O_DIRECTORY)
-    try:
-        return sorted(map(os.fsencode, os.listdir(fd)), reverse=True)
-    finally:
-        os.close(fd)
 
 
 def _member(path: bytes, kind: bytes, info: os.stat_result, **more: Any) -> Member:
@@ -229,42 +215,12 @@ def _mark(name: bytes, info: os.stat_result) -> Member:
     return _member(name, b"0", info)._replace(mode=0o600, size=0)
 
 
-def xattrs_of(place: int) -> Xattrs:
-    """All xattrs of what a descriptor stands for, but for the ACLs that xfs names twice."""
-    # The descriptor of a place takes no xattr calls; its magic link leads to that very inode,
-    # be it a symlink.
-    path = f"/proc/self/fd/{place}"
-    found: Xattrs = {}
-    for name in os.listxattr(path):
-        if name.startswith(_XFS_ACL):
-            continue
-        try:
-            found[os.fsencode(name)] = os.getxattr(path, name)
-        except OSError as error:
-            # It went meanwhile.
-            if error.errno != errno.ENODATA:
-                raise
-    return found
-
-
 def _extents(fd: int, size: int) -> tuple[Extent, ...] | None:
     """The pieces of a file that has holes, the last one ending where the file does; else None."""
-    found: list[Extent] = []
-    at = 0
-    try:
-        if not size or os.lseek(fd, 0, os.SEEK_HOLE) >= size:
-            return None
-        while at < size:
-            begin = os.lseek(fd, at, os.SEEK_DATA)
-            if begin >= size:
-                break
-            at = min(os.lseek(fd, begin, os.SEEK_HOLE), size)
-            found.append((begin, at - begin))
-    except OSError as error:
-        # No data from here on (lseek(2)).
-        if error.errno != errno.ENXIO:
-            raise
-    if at < size:
+    found = list(places.data(fd, size))
+    if found == [(0, size)] or not size:
+        return None
+    if not found or sum(found[-1]) < size:
         found.append((size, 0))
     # Readers have limits, this one's too: then it is written whole.
     return tuple(found) if len(found) <= Limits().sparse_entries else None
@@ -285,7 +241,3 @@ def _zeros(length: int) -> Iterator[bytes]:
     while length > 0:
         yield _HOLE[:length]
         length -= len(_HOLE)
-
-
-def _version(info: os.stat_result) -> tuple[int, int, int]:
-    return info.st_size, info.st_mtime_ns, info.st_ctime_ns

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overlayctl import names
 from overlayctl.errors import Damaged, NotFound
+from overlayctl.kernel import places
 from overlayctl.layer import stubs
 from overlayctl.layer.stack import Stack
 from overlayctl.layer.stream import Candidate
-from overlayctl.layer.tar_writer import TarWriter, xattrs_of
+from overlayctl.layer.tar_writer import TarWriter
 from overlayctl.runtime import loading, mounts
 from overlayctl.runtime.changes import changed
 from overlayctl.store import containers, images, layers, records, snapshots, staging
@@ -195,7 +196,9 @@ def _looks_as(fd: int, below: Stack, path: bytes, *, time: bool) -> bool:
     """Whether an upper directory has the attributes of what it lies on."""
     there = below.inherited(path)
     info = os.fstat(fd)
-    xattrs = {name: value for name, value in xattrs_of(fd).items() if unescape(name) is not None}
+    xattrs = {
+        name: value for name, value in places.xattrs(fd).items() if unescape(name) is not None
+    }
     if there is None:
         # Without a layer below, a new root directory.
         return not path and stat.S_IMODE(info.st_mode) == 0o755 and not xattrs

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 from overlayctl.errors import Holder, InUse, NotFound, OverlayctlError
 from overlayctl.kernel import libc, mounter, mounttable, rooted
 from overlayctl.layer import attach
-from overlayctl.mount import Merged
+from overlayctl.mount import Merged, Overlay
 from overlayctl.store import containers, images, snapshots
 from overlayctl.store.records import fault
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from overlayctl.kernel.mounttable import MountInfo
     from overlayctl.layout import Layout
     from overlayctl.store.opened import Store
@@ -77,14 +79,9 @@ def mount_image(
     ``nosuid,nodev`` there unless asked otherwise.
     """
     layout = store.layout
-    used = snapshots.lowers(layout, layers)
-    store.attach(used if len(used) > 1 else [*used, attach.EMPTY])
-    overlay = snapshots.view(layout, source(store, "image", image), layers)
-    overlay = overlay._replace(rung=store.rung)
     if directory is not None and not os.path.isdir(directory):
         raise NotFound(f"{directory} is no directory", hint=f"mkdir -p {directory}")
-    if any(attach.is_unpacked(lower) for lower in overlay.lowers):
-        images.note_view(layout, image)
+    overlay = _image_view(store, image, layers)
     if directory is not None:
         attributes = 0 if suid else libc.MOUNT_ATTR_NOSUID
         attributes |= 0 if dev else libc.MOUNT_ATTR_NODEV
@@ -107,6 +104,33 @@ def mount_image(
     return target
 
 
+def _image_view(store: Store, image: str, layers: Sequence[str]) -> Overlay:
+    """The view of an image whose layers are attached now; the caller holds the store's lock."""
+    layout = store.layout
+    used = snapshots.lowers(layout, layers)
+    store.attach(used if len(used) > 1 else [*used, attach.EMPTY])
+    overlay = snapshots.view(layout, source(store, "image", image), layers)
+    if any(attach.is_unpacked(lower) for lower in overlay.lowers):
+        images.note_view(layout, image)
+    return overlay._replace(rung=store.rung)
+
+
+def detached_image(store: Store, image: str, layers: Sequence[str]) -> AbstractContextManager[int]:
+    """As ``mounter.detached``: an image's read-only view; the caller holds the store's lock.
+
+    Whoever is done with it calls ``forget_view``.
+    """
+    return mounter.detached(_image_view(store, image, layers))
+
+
+def forget_view(store: Store, image: str) -> None:
+    """Forget the note about a view of an image if there is none any more."""
+    if images.is_viewed(store.layout, image):
+        with store.locked():
+            if not views(store, "image", image):
+                images.forget_view(store.layout, image)
+
+
 def _mountpoint(target: str) -> bool:
     """Make a mountpoint; False if it was there.
 
@@ -121,13 +145,20 @@ def _mountpoint(target: str) -> bool:
     return True
 
 
-def mount_container(store: Store, key: str, *, volatile: bool, xino: bool) -> str:
+def mount_container(
+    store: Store, key: str, *, volatile: bool, xino: bool, held: bool = True
+) -> str:
     """Mount a container's writable view; the path, also if it is mounted here already.
 
-    Raises InUse if another mount namespace has it, KernelRefused for less than was asked.
+    ``held`` is whether it stays mounted until somebody unmounts it; else whoever is the last to
+    run something in it does. Raises InUse if another mount namespace has it, KernelRefused for
+    less than was asked.
     """
     with store.holding(key):
-        return store.attaching(lambda: _mount_container(store, key, volatile=volatile, xino=xino))
+        path = store.attaching(lambda: _mount_container(store, key, volatile=volatile, xino=xino))
+        if held:
+            os.close(os.open(store.layout.held(key), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC))
+    return path
 
 
 def _mount_container(store: Store, key: str, *, volatile: bool, xino: bool) -> str:
@@ -186,7 +217,9 @@ def unmount_container(store: Store, name: str, *, lazy: bool) -> str:
     """Unmount a container; its id. Raises NotFound, InUse for processes in it, unless ``lazy``."""
     with store.locked(exclusive=False):
         found = containers.resolve(store.layout, name)
-    idle = nullcontext() if lazy else store.idle(found.id)
+    from overlayctl.runtime import running
+
+    idle = nullcontext() if lazy else running.idle(store, found)
     with store.holding(found.id), idle:
         own = views(store, "container", found.id, everywhere=False)
         if not own:
@@ -195,6 +228,8 @@ def unmount_container(store: Store, name: str, *, lazy: bool) -> str:
                 raise InUse(f"container {name}", [holder(v, name) for v in others])
             raise NotFound(f"container {name} is not mounted", hint="overlayctl mounts")
         unmount(store, own[-1], lazy=lazy)
+        with suppress(FileNotFoundError):
+            os.unlink(store.layout.held(found.id))
     return found.id
 
 

@@ -10,12 +10,15 @@ from overlayctl import names
 from overlayctl.errors import Conflict, Holder, InUse, NotFound
 from overlayctl.kernel import inuse, mounter, mounttable, rooted
 from overlayctl.layer import attach
-from overlayctl.runtime import mounts
+from overlayctl.runtime import mounts, running
 from overlayctl.store import containers, gc, images, layers, locks, records, snapshots
+from overlayctl.store import volumes as stored_volumes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
+    from overlayctl.mount import Merged
+    from overlayctl.store.containers import Container
     from overlayctl.store.images import Image
     from overlayctl.store.opened import Store
 
@@ -108,30 +111,52 @@ def _containers_of(store: Store, image: Image, mounted: Collection[str]) -> list
     return holders
 
 
-def remove_container(store: Store, name: str, *, force: bool, dry_run: bool) -> str:
+def remove_container(
+    store: Store, name: str, *, force: bool, dry_run: bool, volumes: bool = False
+) -> str:
     """Remove a container and what was written in it; its id.
 
-    Raises InUse while it is mounted or a process lives in it; ``force`` unmounts it first.
+    With ``volumes`` its anonymous volumes, too, that no other container has. Raises InUse while
+    it is mounted or a process lives in it; ``force`` unmounts it first.
     """
     with store.locked(exclusive=False):
         found = containers.resolve(store.layout, name)
-    with store.holding(found.id), store.idle(found.id), store.unmaking():
-        views = mounts.views(store, "container", found.id)
-        own = [v for v in views if v.pid == os.getpid()]
-        if views and (not force or len(own) < len(views)):
-            raise InUse(f"container {found.name}", [mounts.holder(v, found.name) for v in views])
-        inuse.refuse_mounts(store.layout.snapshot(found.id))
-        if dry_run:
-            return found.id
-        for view in own:
-            mounts.unmount(store, view, lazy=False)
-        # An overlay that no mount table shows may still write there.
-        upper = store.layout.snapshot(found.id, "upper")
-        inuse.refuse_used([upper] if os.path.isdir(upper) else [])
-        forget_mountpoint(store, found.id)
-        snapshots.remove(store.layout, found.id)
-        containers.remove(store.layout, found)
+    with store.holding(found.id):
+        if force and not dry_run:
+            running.end(store, found.id)
+        with running.idle(store, found), store.unmaking():
+            views = mounts.views(store, "container", found.id)
+            own = [v for v in views if v.pid == os.getpid()]
+            if views and (not force or len(own) < len(views)):
+                holders = [mounts.holder(v, found.name) for v in views]
+                raise InUse(f"container {found.name}", holders)
+            inuse.refuse_mounts(store.layout.snapshot(found.id))
+            if not dry_run:
+                take_away(store, found, own, volumes=volumes)
     return found.id
+
+
+def take_away(
+    store: Store, found: Container, views: Iterable[Merged], *, volumes: bool = False
+) -> None:
+    """Remove a container in which nothing runs, its ``views`` unmounted first.
+
+    With ``volumes``, and of a disposable one in any case, its anonymous volumes go too. The
+    caller holds its lock and the store's. Raises InUse.
+    """
+    for view in views:
+        mounts.unmount(store, view, lazy=False)
+    # An overlay that no mount table shows may still write there.
+    upper = store.layout.snapshot(found.id, "upper")
+    inuse.refuse_used([upper] if os.path.isdir(upper) else [])
+    forget_mountpoint(store, found.id)
+    rooted.remove_tree(store.layout.run(found.id), ignore_errors=True)
+    with suppress(FileNotFoundError):
+        os.unlink(store.layout.held(found.id))
+    snapshots.remove(store.layout, found.id)
+    containers.remove(store.layout, found)
+    if volumes or found.config.disposable:
+        stored_volumes.forsake(store.layout, found)
 
 
 def prune_containers(
@@ -175,6 +200,7 @@ def reset(store: Store, *, dry_run: bool) -> dict[str, Any]:
             "Images": len(images.listed(store.layout)),
             "Containers": [found.name for found in containers.readable(store.layout)],
             "Layers": len(layers.listed(store.layout)),
+            "Volumes": stored_volumes.listed(store.layout),
         }
         if dry_run:
             return plan

@@ -28,7 +28,7 @@ COMMANDS: list[tuple[str, ...]] = [
     (group, verb) for group, verbs in GROUPS.items() for verb in verbs.split()
 ]
 COMMANDS += [(word,) for word in SHORT]
-_ELSEWHERE = "run exec cp pull push build start stop logs"
+_ELSEWHERE = "cp pull push build start stop logs"
 ELSEWHERE = _ELSEWHERE.split()
 
 
@@ -129,7 +129,7 @@ def test_pull_names_skopeo() -> None:
 
 
 def test_errors_are_json_where_json_is_asked_for(nowhere: str) -> None:
-    for args in (["run", "--json"], ["images", "--json", "--nonsense"], ["--json", "rmi"]):
+    for args in (["create", "--json"], ["images", "--json", "--nonsense"], ["--json", "rmi"]):
         done = overlayctl_(*args)
         told = json.loads(done.stderr)
         assert set(told) == {"code", "exit", "message", "hint", "details"}

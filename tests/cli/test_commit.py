@@ -11,11 +11,8 @@ from typing import Any
 
 import pytest
 
-from overlayctl.engine import Engine
 from overlayctl.errors import Usage
-from overlayctl.placed import Placed
 from overlayctl.runtime.changes import changed
-from overlayctl.store.containers import Config
 from tests import filesystems
 from tests.archives import docker_archive
 from tests.cli.conftest import Shell, reset
@@ -215,10 +212,7 @@ def test_the_moment_can_be_given(
 def test_what_is_said_of_it(run: Shell, tmp_path: Path) -> None:
     """Sockets, and what is mounted in it, are no part of an image; a tag that moves is told."""
     loaded(run, tmp_path)
-    placed = Config(
-        mounts=(Placed("volume", "v", "/data", anonymous=True), Placed("bind", "/srv", "/srv"))
-    )
-    Engine.open(run.store).create("demo", name="placed", asked=placed)
+    run("create", "--name", "placed", "-v", "/data", "-v", "/srv:/srv", "demo")
     done = run("commit", "placed", "demo")
     assert "not in the image: what is mounted at /data, /srv" in done.err
     assert "note: demo:latest was " in done.err
@@ -398,7 +392,7 @@ def test_holes_are_zeros_that_take_no_room(run: Shell, tmp_path: Path) -> None:
     whole = json.loads(run("commit", "--json", "cc", "whole").out)
     assert whole["Size"] > 200 << 20
     layer = Path(run.store, "layers", whole["DiffID"].removeprefix("sha256:"), "layer.erofs")
-    assert layer.stat().st_blocks * 512 < 1 << 20
+    assert layer.stat().st_blocks * 512 < 4 << 20
     few = json.loads(run("commit", "--json", "--sparse", "cc", "few").out)
     assert few["Size"] < 1 << 20
     for name in ("whole", "few"):

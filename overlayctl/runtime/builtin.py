@@ -1,0 +1,165 @@
+"""The built-in runtime: a container's process, made by system calls of this program.
+
+It keeps apart what a container writes, and its processes, names and network. It is no
+security boundary: there is no seccomp filter, no device cgroup, and little is masked.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import NamedTuple, NoReturn
+
+from overlayctl.errors import CannotExecute, CommandNotFound, HostCannot, OverlayctlError
+from overlayctl.kernel import furnishing, libc, namespaces, privileges, pseudoterminal
+from overlayctl.runtime import talk
+from overlayctl.runtime.bundle import READ_ONLY, Process
+
+FORWARDED = (
+    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
+    signal.SIGWINCH,
+)  # fmt: skip
+"""The signals that a container's process gets in the place of this one."""
+
+
+class Placement(NamedTuple):
+    """A detached mount, to be attached at an absolute path of the container."""
+
+    target: str
+    mount: int
+
+
+class Built(NamedTuple):
+    """A container's root, a detached mount, and what is mounted in it, in this order."""
+
+    root: int
+    placements: tuple[Placement, ...]
+    hostname: str
+    network: str
+    read_only: bool
+
+
+def run(process: Process, built: Built, place: str, end: socket.socket) -> int:
+    """Start the process in new namespaces; its pid. Its root comes to be at ``place`` first.
+
+    It is the first of a pid namespace. What goes wrong it tells to ``end``.
+    """
+    if built.network == "none":
+        from overlayctl.kernel import netns
+
+        libc.unshare(libc.CLONE_NEWNET)
+        netns.loopback_up()
+
+    def act() -> NoReturn:
+        with telling(end, "cannot make the container's namespaces"):
+            namespaces.own_mounts()
+            libc.unshare(libc.CLONE_NEWIPC | libc.CLONE_NEWUTS)
+            with suppress(OSError):  # a kernel without cgroups
+                libc.unshare(libc.CLONE_NEWCGROUP)
+        with telling(end, "cannot make the container's root"):
+            libc.move_mount(built.root, place)
+            _furnish(built)
+            furnishing.enter(built.root)
+            socket.sethostname(built.hostname)
+        execute(process, end)
+
+    kept = [built.root, end.fileno(), *(one.mount for one in built.placements)]
+    return namespaces.start(act, alone=True, keep=kept)
+
+
+def _furnish(built: Built) -> None:
+    furnishing.furnish(built.root)
+    for path in READ_ONLY:
+        furnishing.protect(built.root, path)
+    for one in built.placements:
+        furnishing.mount_at(built.root, one.target, one.mount)
+    if built.read_only:
+        libc.mount_setattr(built.root, add=libc.MOUNT_ATTR_RDONLY)
+
+
+def execute(process: Process, end: socket.socket) -> NoReturn:
+    """Become the process, in the namespaces that this one is in."""
+    with telling(end, "cannot become the container's process"):
+        os.setsid()
+        if process.terminal:
+            master, slave = pseudoterminal.new()
+            talk.terminal(end, master)
+            os.close(master)
+            pseudoterminal.take(slave)
+            if slave > 2:
+                os.close(slave)
+        os.umask(0o022)
+        with _hint(f"-w: {process.directory!r} must be a directory"):
+            furnishing.directory(process.directory)
+        privileges.keep_only(process.capabilities)
+        privileges.become(process.user.uid, process.user.gid, process.user.groups)
+        libc.die_with_parent(signal.SIGKILL)
+    environment = dict(one.split("=", 1) for one in process.environment)
+    try:
+        os.execvpe(process.words[0], process.words, environment)  # noqa: S606
+    except OSError as error:
+        talk.failed(end, not_executed(process.words[0], error.strerror, error))
+        os._exit(125)
+
+
+def not_executed(word: str, why: str | None, error: OSError | None = None) -> OverlayctlError:
+    """What to say where a command was not executed: it is not there, or it cannot be."""
+    if error is not None and furnishing.is_missing(error):
+        return CommandNotFound(
+            f"the container has no command {word!r}: {why}",
+            hint="overlayctl run IMAGE ls /bin shows some that it has",
+        )
+    return CannotExecute(f"cannot execute {word!r} in the container: {why}", hint="chmod +x")
+
+
+@contextmanager
+def _hint(hint: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise HostCannot(str(error), hint=hint) from error
+
+
+@contextmanager
+def telling(end: socket.socket, what: str) -> Iterator[None]:
+    """Tell ``end`` what goes wrong in the block, and be gone."""
+    try:
+        yield
+    except OverlayctlError as error:
+        talk.failed(end, error)
+        os._exit(125)
+    except OSError as error:
+        talk.failed(end, HostCannot(f"{what}: {error}"))
+        os._exit(125)
+
+
+def follow(child: int) -> int:
+    """Wait for ``child``, signals being passed on; its exit status, as a shell has it.
+
+    Whatever else is left to this process is reaped.
+    """
+    for number in FORWARDED:
+        signal.signal(number, passing(lambda number: os.kill(child, number)))
+    while True:
+        pid, status = os.waitpid(-1, 0)
+        if pid == child:
+            return exit_status(status)
+
+
+def passing(act: Callable[[int], None]) -> Callable[[int, object], None]:
+    """A signal handler that gives the signal to ``act``."""
+
+    def handle(number: int, _frame: object) -> None:
+        with suppress(ProcessLookupError):
+            act(number)
+
+    return handle
+
+
+def exit_status(status: int) -> int:
+    """What a shell makes of a wait status: 128 and the number for a signal."""
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code

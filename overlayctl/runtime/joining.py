@@ -1,0 +1,64 @@
+"""Joining a container that runs: its first process's namespaces and cgroup, whatever made them."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, NoReturn
+
+from overlayctl.errors import HostCannot
+from overlayctl.kernel import cgroups, namespaces
+from overlayctl.runtime import builtin
+from overlayctl.runtime.builtin import telling
+
+if TYPE_CHECKING:
+    import socket
+
+    from overlayctl.runtime.bundle import Process
+    from overlayctl.runtime.running import Running
+
+_SOON = 5.0
+
+
+def first_process(joined: Running) -> str:
+    """The directory in /proc of the container's first process. Raises HostCannot, if it ended.
+
+    Its number is known in the outer pid namespace, whose /proc the outer process sees; that
+    one's mounts are nobody's in the container.
+    """
+    until = time.monotonic() + _SOON
+    while time.monotonic() < until and namespaces.known(joined.outer.pid) == joined.outer:
+        try:
+            with open(os.path.join(joined.directory, "pid")) as file:
+                text = file.read().strip()
+        except FileNotFoundError:
+            text = ""
+        if text.isdigit():
+            return f"/proc/{joined.outer.pid}/root/proc/{text}"
+        time.sleep(0.002)
+    raise HostCannot(
+        "the container's process has just ended, or does not begin", hint="repeat the command"
+    )
+
+
+def start(joined: Running, process: Process, end: socket.socket, *, stdin: bool) -> int:
+    """Start the process in there; the pid of one that waits for it and passes signals on."""
+    proc = first_process(joined)
+
+    def act() -> NoReturn:
+        with telling(end, "cannot enter the container"):
+            os.setsid()
+            if not stdin:
+                null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+                os.dup2(null, 0)
+            with open(f"{proc}/cgroup") as file:
+                groups = file.read()
+            cgroups.join(groups)
+            namespaces.enter(proc)
+            child = namespaces.start(
+                lambda: builtin.execute(process, end), alone=False, keep=[end.fileno()]
+            )
+        end.close()
+        os._exit(builtin.follow(child))
+
+    return namespaces.start(act, alone=False, keep=[end.fileno()])

@@ -1,0 +1,298 @@
+"""``run``, ``exec``: a process in a container, and this command waiting for it.
+
+This command holds the container's running lock for as long as the process lives. Whoever
+comes last unmounts what was mounted for it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+from overlayctl.errors import HostCannot, NotFound, OverlayctlError, Usage
+from overlayctl.kernel import libc, privileges, pseudoterminal, rooted
+from overlayctl.runtime import (
+    builtin,
+    bundle,
+    creation,
+    engines,
+    executable,
+    joining,
+    mounts,
+    outer,
+    running,
+    talk,
+    users,
+)
+from overlayctl.store import containers
+
+if TYPE_CHECKING:
+    import socket
+
+    from overlayctl.store.containers import Config, Container
+    from overlayctl.store.opened import Store
+
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_BUILTIN = "note: the built-in runtime keeps processes apart, and is no security boundary"
+_IMPATIENT = 3
+
+
+class Command(NamedTuple):
+    """What to execute in a container, where it differs from what its configuration says."""
+
+    words: tuple[str, ...] = ()
+    environment: tuple[str, ...] = ()
+    directory: str = ""
+    user: str = ""
+    terminal: bool = False
+    stdin: bool = False
+
+
+def run(
+    store: Store, image: str, *, name: str | None, asked: Config, labels: Mapping[str, str],
+    runtime: str, note: Callable[[str], None],
+) -> int:  # fmt: skip
+    """Make a container of an image and run its command in it; the command's exit status.
+
+    Raises CommandNotFound, CannotExecute, HostCannot where it did not begin; and what
+    ``creation.create`` raises.
+    """
+    running.sweep(store)
+    with ExitStack() as lives:
+        container = creation.create(
+            store, image, name=name, asked=asked, labels=labels, lives=lives
+        )
+        try:
+            config = container.config
+            command = Command(config.words, terminal=config.terminal, stdin=config.stdin)
+            status = _foreground(store, container, command, runtime, note, first=True)
+        finally:
+            lives.close()
+            leave(store, container.id, note)
+    return status
+
+
+def execute(
+    store: Store, name: str, command: Command, *, runtime: str, note: Callable[[str], None]
+) -> int:
+    """Execute a command in a container, running or not; its exit status.
+
+    In one that runs it joins the first process; one that does not is mounted for it. Raises as
+    ``run`` does, NotFound.
+    """
+    running.sweep(store)
+    with store.locked(exclusive=False):
+        found = containers.resolve(store.layout, name)
+    try:
+        with store.running(found.id):
+            joined = next((one for one in running.of(store, found.id) if one.first), None)
+            if joined:
+                return _join(store, found, command, joined)
+            return _foreground(store, found, command, runtime, note, first=False)
+    finally:
+        leave(store, found.id, note)
+
+
+def leave(store: Store, key: str, note: Callable[[str], None]) -> None:
+    """Put away what is not needed any more; the command's own status counts, whatever happens."""
+    try:
+        running.leave(store, key)
+    except NotFound:
+        return
+    except OverlayctlError as error:
+        note(f"note: {error}")
+
+
+def _foreground(
+    store: Store, container: Container, command: Command, runtime: str,
+    note: Callable[[str], None], *, first: bool,
+) -> int:  # fmt: skip
+    """Run a command in namespaces of its own; the container's running lock is held."""
+    layout, config = store.layout, container.config
+    _refuse_no_terminal(command)
+    merged = mounted(store, container.id, volatile=config.volatile)
+    own = running.begin(store, container.id)
+    with ExitStack() as owned:
+        owned.callback(running.clear, own)
+        chosen = engines.choose(store, runtime)
+        if not chosen.program:
+            note(_BUILTIN)
+        root = rooted.open_overlay(merged, os.getpid())
+        owned.callback(os.close, root)
+        hostname = config.hostname or container.id[:12]
+        process = described(root, config, command, hostname)
+        _refuse_links(root)
+        if chosen.program and not config.mounts:
+            executable.refuse_missing(root, process)
+        files = write_files(layout.run(container.id), hostname, config.network)
+        placements, sources = _placements(owned, own, files)
+        room = bundle.Room(
+            merged, hostname, config.network, config.read_only,
+            bundle.by_depth(sources), running.cgroup(own), chosen.sees_cgroup,
+        )  # fmt: skip
+        if chosen.program:
+            with open(os.path.join(own, "config.json"), "wb") as file:
+                file.write(bundle.document(process, room))
+        run_files = libc.open_tree(layout.run(container.id), clone=True)
+        owned.callback(os.close, run_files)
+        built = builtin.Built(root, tuple(placements), hostname, config.network, config.read_only)
+        launch = outer.Launch(
+            chosen.program, process, built, merged, layout.attached, layout.run(container.id),
+            run_files, own, running.cgroup(own), command.stdin,
+        )  # fmt: skip
+        ours, theirs = talk.pair()
+        owned.callback(ours.close)
+        with theirs:
+            child = outer.start(launch, theirs)
+        running.note(own, child, first=first, words=process.words)
+        status = wait(child, ours, typed=command.stdin)
+        if chosen.program and status and not os.path.exists(os.path.join(own, "pid")):
+            raise _not_begun(process.words[0], engines.failure(own))
+    return status
+
+
+def _join(store: Store, container: Container, command: Command, joined: running.Running) -> int:
+    """Run a command in the namespaces of the container's first process."""
+    _refuse_no_terminal(command)
+    config = container.config
+    with ExitStack() as owned:
+        root = rooted.open_overlay(mounted(store, container.id), os.getpid())
+        owned.callback(os.close, root)
+        process = described(root, config, command, config.hostname or container.id[:12])
+        ours, theirs = talk.pair()
+        owned.callback(ours.close)
+        with theirs:
+            child = joining.start(joined, process, theirs, stdin=command.stdin)
+        return wait(child, ours, typed=command.stdin)
+
+
+def mounted(store: Store, key: str, *, volatile: bool = False) -> str:
+    """Mount the container where it is not; the path. Its running lock is held, so it stays."""
+    for view in mounts.views(store, "container", key, everywhere=False):
+        return view.target
+    return mounts.mount_container(store, key, volatile=volatile, xino=False, held=False)
+
+
+def described(root: int, config: Config, command: Command, hostname: str) -> bundle.Process:
+    """The process that a command is, in the container whose merged root is ``root``."""
+    if not command.words:
+        raise Usage("the image names no command, and none was given", hint="run IMAGE COMMAND")
+    user = users.resolve(root, command.user or config.user)
+    first = [f"PATH={_PATH}", f"HOSTNAME={hostname}"]
+    if command.terminal:
+        first.append("TERM=xterm")
+    said = creation.variables((*first, *config.environment, *command.environment))
+    if not any(one.startswith("HOME=") for one in said):
+        said = (*said, f"HOME={user.home}")
+    directory = command.directory or config.directory
+    return bundle.Process(
+        command.words, said, os.path.normpath("/" + directory), user, command.terminal,
+        privileges.handed_on(),
+    )  # fmt: skip
+
+
+def _refuse_no_terminal(command: Command) -> None:
+    if command.terminal and not os.isatty(0):
+        raise Usage("-t: standard input is no terminal", hint="leave out -t, or use script(1)")
+
+
+def _refuse_links(root: int) -> None:
+    """Where a filesystem is to be mounted, an image may have put a symlink."""
+    for name in ("proc", "sys", "dev"):
+        with suppress(FileNotFoundError):
+            if not stat.S_ISDIR(os.lstat(name, dir_fd=root).st_mode):
+                raise HostCannot(
+                    f"/{name} in the container is no directory: nothing can be mounted there",
+                    hint="remove it in the image",
+                )
+
+
+def write_files(directory: str, hostname: str, network: str) -> dict[str, str]:
+    """The files that every container has of its own, and where they are seen in it."""
+    local = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+    texts = {"hostname": hostname + "\n", "hosts": f"{local}127.0.1.1\t{hostname}\n"}
+    for name in ("resolv.conf", "hosts"):
+        if network == "host" or name not in texts:
+            texts[name] = _host_file(f"/etc/{name}") or texts.get(name, "")
+    for name, text in texts.items():
+        path = os.path.join(directory, name)
+        # What runs in the container already has the file, and may have changed it.
+        with suppress(FileExistsError), open(path, "x", encoding="utf-8") as file:
+            os.fchmod(file.fileno(), 0o644)
+            file.write(text)
+    return {f"/etc/{name}": os.path.join(directory, name) for name in texts}
+
+
+def _host_file(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _placements(
+    owned: ExitStack, own: str, files: Mapping[str, str]
+) -> tuple[list[builtin.Placement], list[bundle.Source]]:
+    placements: list[builtin.Placement] = []
+    sources: list[bundle.Source] = []
+    for target, source in files.items():
+        mount = libc.open_tree(source, clone=True)
+        owned.callback(os.close, mount)
+        place = outer.mountpoint(own, len(placements))
+        with open(place, "x", encoding="utf-8"):
+            pass
+        placements.append(builtin.Placement(target, mount))
+        sources.append(bundle.Source(target, place))
+    return placements, sources
+
+
+def _not_begun(word: str, said: str) -> OverlayctlError:
+    """What a runtime's last words mean, where it did not get to execute the command."""
+    if "executable file not found" in said or "no such file or directory" in said:
+        return builtin.not_executed(word, said, FileNotFoundError(2, said))
+    if "permission denied" in said or "exec format error" in said or "is a directory" in said:
+        return builtin.not_executed(word, said)
+    return HostCannot(f"the runtime could not begin: {said}", hint="--runtime builtin")
+
+
+def wait(child: int, ours: socket.socket, *, typed: bool) -> int:
+    """Wait for the process, signals being passed on; its exit status."""
+    with _passing_on(child):
+        try:
+            heard = talk.hear(ours)
+            if heard.terminal is not None:
+                with os.fdopen(heard.terminal, "rb") as served:
+                    heard = talk.hear(ours)
+                    if heard.error is None:
+                        pseudoterminal.serve(served.fileno(), typed=typed)
+        finally:
+            status = builtin.exit_status(os.waitpid(child, 0)[1])
+    if heard.error is not None:
+        raise heard.error
+    return status
+
+
+@contextmanager
+def _passing_on(child: int) -> Iterator[None]:
+    """Give ``child`` the signals that this command gets; who insists ends it for good."""
+    asked = 0
+
+    def act(number: int) -> None:
+        nonlocal asked
+        asked += number in (signal.SIGINT, signal.SIGTERM)
+        os.kill(child, signal.SIGKILL if asked >= _IMPATIENT else number)
+
+    before = {}
+    try:
+        for number in builtin.FORWARDED:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # what nohup has set, stays
+                before[number] = signal.signal(number, builtin.passing(act))
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)

@@ -1,0 +1,47 @@
+"""What a new process tells the one that started it: that it could not, or its terminal."""
+
+from __future__ import annotations
+
+import json
+import socket
+from typing import NamedTuple
+
+from overlayctl.errors import CannotExecute, CommandNotFound, HostCannot, OverlayctlError
+
+_LONGEST = 1 << 16
+_CLASSES = {one.code: one for one in (HostCannot, CannotExecute, CommandNotFound)}
+
+
+class Heard(NamedTuple):
+    """``terminal`` is an fd of the end to serve; both are None where it just went on."""
+
+    terminal: int | None = None
+    error: OverlayctlError | None = None
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    """One end for each; it says nothing more when the other one's program begins."""
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def failed(end: socket.socket, error: OverlayctlError) -> None:
+    """Tell why the process is not there."""
+    told = {"code": error.code, "message": str(error)[: _LONGEST // 8], "hint": error.hint}
+    end.send(json.dumps(told).encode())
+
+
+def terminal(end: socket.socket, master: int) -> None:
+    """Hand the end of a terminal over."""
+    socket.send_fds(end, [b"terminal"], [master])
+
+
+def hear(end: socket.socket) -> Heard:
+    """Wait for what the process says next."""
+    said, fds, _, _ = socket.recv_fds(end, _LONGEST, 1)
+    if fds:
+        return Heard(fds[0])
+    if not said:
+        return Heard()
+    told = json.loads(said)
+    kind = _CLASSES.get(told["code"], HostCannot)
+    return Heard(error=kind(told["message"], hint=told["hint"]))
