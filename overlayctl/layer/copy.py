@@ -53,8 +53,8 @@ def copy_tree(
 
     ``.`` as either name is the directory itself, which must be there and keeps its own
     attributes as a target. A directory goes into one that is there; anything else takes the
-    place of what has the name. With ``owner`` all belongs to that uid and gid, and what ran
-    with the rights of another owner does not. Nothing is synced. Paths in ``notes`` and in
+    place of what has the name. With ``owner`` all that is new belongs to that uid and gid, and
+    what ran with the rights of another owner does not. Nothing is synced. Paths in ``notes`` and in
     errors are below ``name``.
 
     Raises Conflict for a directory in the way of something else, or the other way round;
@@ -139,6 +139,10 @@ class TreeCopy:
             self._note(CHANGED, made.path)
             return
         try:
+            if self._owner and made.path not in self._fresh:
+                # Only what is new has to become somebody's.
+                info = os.fstat(place)
+                attributes = attributes._replace(uid=info.st_uid, gid=info.st_gid)
             self._dress(place, attributes, made.path)
         finally:
             os.close(place)
