@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from overlayctl.kernel.probe import Setting
+    from overlayctl.layer.compress import Codec
+    from overlayctl.layer.compression import Buffer
     from overlayctl.layer.diff import Change
     from overlayctl.mount import Merged, Rung
     from overlayctl.runtime.commit import Committed, Wish
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from overlayctl.runtime.process import Command
     from overlayctl.runtime.prune import Pruned
     from overlayctl.runtime.removal import Removed
+    from overlayctl.runtime.saving import Form, Saved
     from overlayctl.runtime.volumes import Made
     from overlayctl.runtime.volumes import Pruned as PrunedVolumes
     from overlayctl.store.check import Finding
@@ -83,6 +86,7 @@ class Engine:
         """
         from overlayctl.runtime import loading
 
+        self._put_away()
         return loading.load(self.store, path, tag=tag, platform=platform, progress=progress)
 
     def import_layers(
@@ -95,6 +99,7 @@ class Engine:
         """Make an image of plain layer tars, given bottom to top."""
         from overlayctl.runtime import loading
 
+        self._put_away()
         return loading.import_layers(self.store, paths, reference=reference, progress=progress)
 
     def images(self, *, filters: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -142,6 +147,12 @@ class Engine:
         """
         return self.store.locked(exclusive=False)
 
+    def _put_away(self) -> None:
+        """Put away what killed commands left: for every command that writes."""
+        from overlayctl.runtime import running
+
+        running.sweep(self.store)
+
     def image_exists(self, name: str) -> bool:
         """Whether there is such an image."""
         with self._seeing_all():
@@ -149,6 +160,7 @@ class Engine:
 
     def tag(self, source: str, target: str) -> str | None:
         """Let ``target`` stand for the image ``source``; the id it stood for before."""
+        self._put_away()
         reference = names.stored(target)
         with self.store.deciding() as own:
             image, _ = images.resolve(self.layout, source)
@@ -162,7 +174,30 @@ class Engine:
         """
         from overlayctl.runtime import removal
 
+        self._put_away()
         return removal.remove_image(self.store, name, force=force, dry_run=dry_run)
+
+    def save(
+        self,
+        names: Sequence[str],
+        write: Callable[[Buffer], object],
+        *,
+        form: Form,
+        codec: Codec,
+        progress: Progress,
+    ) -> Saved:
+        """Give ``write`` an archive of the images. Raises Damaged for a layer that is not whole."""
+        from overlayctl.runtime import saving
+
+        return saving.save(self.store, names, write, form=form, codec=codec, progress=progress)
+
+    def save_directory(
+        self, names: Sequence[str], place: str, *, codec: Codec, progress: Progress
+    ) -> Saved:
+        """Write the images as an OCI layout into an empty directory."""
+        from overlayctl.runtime import saving
+
+        return saving.save_directory(self.store, names, place, codec=codec, progress=progress)
 
     # -- mounts ----------------------------------------------------------------------
 
@@ -294,6 +329,7 @@ class Engine:
         """A container: an image and a writable layer of its own. No process is needed."""
         from overlayctl.runtime import creation
 
+        self._put_away()
         wanted = asked or containers.Config()
         made = creation.create(self.store, image, name=name, asked=wanted, labels=labels or {})
         merged = self.mount_container(made.id, volatile=False, xino=False) if mount else None
@@ -367,6 +403,7 @@ class Engine:
         """Mount a container's merged view; the path."""
         from overlayctl.runtime import mounts
 
+        self._put_away()
         with self._seeing_all():
             found = containers.resolve(self.layout, name)
         return mounts.mount_container(self.store, found.id, volatile=volatile, xino=xino)
@@ -399,6 +436,12 @@ class Engine:
 
         return process.execute(self.store, name, command, runtime=runtime, note=note)
 
+    def write_bundle(self, name: str, directory: str) -> str:
+        """Write an OCI runtime bundle for a container that is mounted; the directory."""
+        from overlayctl.runtime import process
+
+        return process.write_bundle(self.store, name, directory)
+
     def within(
         self, name: str, words: Sequence[str], *, writable: bool, note: Callable[[str], None]
     ) -> int:
@@ -419,6 +462,7 @@ class Engine:
 
     def rename_container(self, name: str, new: str) -> None:
         """Give a container another name. Raises NotFound, Usage, Conflict for one that is taken."""
+        self._put_away()
         with self.store.deciding():
             containers.rename(self.layout, containers.resolve(self.layout, name), new)
 
@@ -431,6 +475,7 @@ class Engine:
         """
         from overlayctl.runtime import removal
 
+        self._put_away()
         rows = self.containers(everything=True, filters=filters, sizes=True)
         return removal.prune_containers(self.store, rows, dry_run=dry_run, agreed=agreed)
 
@@ -440,6 +485,7 @@ class Engine:
         """An image of a container, mounted or not: its image's layers and what was written."""
         from overlayctl.runtime import commit
 
+        self._put_away()
         return commit.commit(self.store, name, reference=reference, wish=wish, progress=progress)
 
     def diff(self, name: str, *, sizes: bool = False) -> list[Change]:
@@ -486,14 +532,20 @@ class Engine:
 
         return copy.copy_in_tar(self.store, name, path)
 
-    def remove_container(self, name: str, *, force: bool, dry_run: bool) -> str:
+    def remove_container(
+        self, name: str, *, force: bool, dry_run: bool, volumes: bool = False
+    ) -> str:
         """Remove a container and what was written in it; its id.
 
-        Raises InUse while it is mounted; ``force`` unmounts it first.
+        With ``volumes`` its anonymous volumes, too, that no other container has. Raises InUse
+        while it is mounted; ``force`` unmounts it first.
         """
         from overlayctl.runtime import removal
 
-        return removal.remove_container(self.store, name, force=force, dry_run=dry_run)
+        self._put_away()
+        return removal.remove_container(
+            self.store, name, force=force, dry_run=dry_run, volumes=volumes
+        )
 
     # -- volumes ---------------------------------------------------------------------
 
@@ -501,6 +553,7 @@ class Engine:
         """The volume of that name, made if it is not there; without a name an anonymous one."""
         from overlayctl.runtime import volumes
 
+        self._put_away()
         return volumes.create(self.store, name, labels)
 
     def volumes(self, *, sizes: bool, filters: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -535,6 +588,7 @@ class Engine:
         """
         from overlayctl.runtime import volumes
 
+        self._put_away()
         return volumes.remove(self.store, name, force=force, dry_run=dry_run)
 
     def prune_volumes(
@@ -547,6 +601,7 @@ class Engine:
         """
         from overlayctl.runtime import volumes
 
+        self._put_away()
         return volumes.prune(
             self.store, everything=everything, labels=labels, dry_run=dry_run, agreed=agreed
         )
@@ -610,6 +665,7 @@ class Engine:
         """
         from overlayctl.runtime import prune
 
+        self._put_away()
         return prune.prune(self.store, everything=everything, dry_run=dry_run, agreed=agreed)
 
     def reset(self, *, dry_run: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from overlayctl.digest import DiffID, of_bytes
+from overlayctl.digest import DiffID, Digest, of_bytes
 from overlayctl.errors import NotFound, Usage
 
 _MACHINES = {
@@ -102,19 +102,22 @@ def new_config(diff_ids: Sequence[DiffID], *, created: str, comment: str) -> byt
     return json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
 
 
-def new_manifest(config: bytes, layers: Sequence[tuple[DiffID, int]]) -> bytes:
-    """The OCI manifest of an image whose layers are kept as plain tars of that many bytes."""
+def new_manifest(
+    config: bytes, layers: Sequence[tuple[Digest | DiffID, int]], *, codec: str = "none"
+) -> bytes:
+    """The OCI manifest of an image whose layers are blobs of that many bytes.
+
+    They are plain tars, or tars compressed by ``codec``.
+    """
     media = "application/vnd.oci.image."
+    kind = media + "layer.v1.tar" + ("" if codec == "none" else f"+{codec}")
     manifest = {
         "config": {
             "digest": of_bytes(config),
             "mediaType": media + "config.v1+json",
             "size": len(config),
         },
-        "layers": [
-            {"digest": diff_id, "mediaType": media + "layer.v1.tar", "size": size}
-            for diff_id, size in layers
-        ],
+        "layers": [{"digest": digest, "mediaType": kind, "size": size} for digest, size in layers],
         "mediaType": media + "manifest.v1+json",
         "schemaVersion": 2,
     }

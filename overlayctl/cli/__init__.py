@@ -22,6 +22,7 @@ _SHORT = {
     "import": ("image", "app", "import"),
     "images": ("image", "app", "ls"),
     "inspect": ("system", "either", "inspect"),
+    "save": ("save", "app", "save"),
     "history": ("image", "app", "history"),
     "tag": ("image", "app", "tag"),
     "rmi": ("image", "app", "rm"),
@@ -50,7 +51,6 @@ _LATER = "is not yet available in this version"
 _PROCESSES = "is not here: a container is an image and a writable layer, without a process"
 
 _WORDS: dict[str, tuple[str, str]] = {
-    "save": (_LATER, "keep the archive that the image was loaded from"),
     "df": (_LATER, "overlayctl layer ls and image ls show sizes"),
     "whence": (_LATER, "overlayctl layer files REF:N lists one layer"),
     "find": (_LATER, "overlayctl layer files REF:N lists one layer"),

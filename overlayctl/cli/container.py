@@ -23,6 +23,7 @@ from overlayctl.cli.system import mounted
 app = render.noun(
     explained="Make, mount and remove containers: a writable layer on an image.",
     more={
+        "bundle": "process",
         "commit": "commit",
         "cp": "copy",
         "create": "making",
@@ -186,6 +187,9 @@ def rm(
     names: Annotated[list[str], typer.Argument(metavar="CONTAINER...")],
     *,
     force: Force = False,
+    volumes: Annotated[
+        bool, typer.Option("--volumes", "-v", help="Its anonymous volumes, too.")
+    ] = False,
     dry_run: DryRun = False,
 ) -> int:
     """Remove containers and what was written in them; with -f mounted ones too."""
@@ -194,7 +198,7 @@ def rm(
     def remove(name: str) -> dict[str, str]:
         return {
             "Name": name,
-            "Id": store.remove_container(name, force=force, dry_run=dry_run),
+            "Id": store.remove_container(name, force=force, dry_run=dry_run, volumes=volumes),
         }
 
     removed, status = each(names, remove)

@@ -24,7 +24,7 @@ from overlayctl.cli.system import mount_options, mounted
 from overlayctl.errors import Usage
 from overlayctl.names import familiar, stored
 
-app = render.noun(explained="Load, show, mount and remove images.")
+app = render.noun(explained="Load, show, save, mount and remove images.", more={"save": "save"})
 
 _IMAGES = {
     "Repository": "REPOSITORY",

@@ -1,7 +1,7 @@
 """``create``, and the options that it shares with ``run``: what a container is to be like."""
 
 import os
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from typer.core import TyperOption
@@ -11,7 +11,12 @@ from overlayctl.cli.render import Verb, note
 from overlayctl.errors import NotFound, Usage
 from overlayctl.store.containers import Config
 
+if TYPE_CHECKING:
+    from overlayctl.placed import Placed
+
 app = render.noun()
+
+_MOUNTED = "A volume, or a directory of this host, there."
 
 # Docker's -h is the hostname here.
 SETTINGS = {"help_option_names": ["--help"], "allow_interspersed_args": False}
@@ -47,6 +52,11 @@ def _options() -> list[Any]:
         _option("--user", "-u", metavar="USER[:GROUP]", help="Names of the image, or numbers."),
         _option("--hostname", "-h", metavar="NAME", help="Else the start of the id."),
         _option("--network", metavar="none|host", help="Loopback alone (none), or the host's."),
+        _option("--volume", "-v", metavar="[NAME|DIR:]/PATH[:ro]", many=True, help=_MOUNTED),
+        _option(
+            "mounts", "--mount", metavar="type=...,target=...", many=True, help="As docker has it."
+        ),
+        _option("--tmpfs", metavar="/PATH[:OPTIONS]", many=True, help="A tmpfs there."),
         _option("--interactive", "-i", help="Keep standard input open."),
         _option("--tty", "-t", help="Give the process a terminal."),
         _option("--read-only", help="Mount the container's tree read-only."),
@@ -85,6 +95,7 @@ def wanted(command: list[str] | None) -> Wanted:
         network=network,
         disposable=bool(said["rm"]),
         volatile=bool(said["volatile"]),
+        mounts=_mounts(said),
     )
     return Wanted(said["name"], labels(said["label"]), config)
 
@@ -94,6 +105,17 @@ def absolute(directory: str) -> str:
     if directory and not directory.startswith("/"):
         raise Usage(f"the working directory {directory!r} is not absolute", hint="-w /DIR")
     return directory
+
+
+def _mounts(said: dict[str, Any]) -> "tuple[Placed, ...]":
+    """What is to be mounted in the container, relative to where the command runs."""
+    asked_for = (said["volume"], said["mounts"], said["tmpfs"])
+    if not any(asked_for):
+        return ()
+    from overlayctl import placed
+
+    volumes, mounts, tmpfs = asked_for
+    return placed.wanted(volumes=volumes, mounts=mounts, tmpfs=tmpfs, here=os.getcwd())
 
 
 def labels(texts: list[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import IO
 
 from overlayctl.errors import NotFound, OverlayctlError, Usage
 
-Write = Callable[[bytes], None]
+Write = Callable[[bytes | memoryview], None]
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def _replacing(place: str, there: os.stat_result | None) -> Iterator[io.FileIO]:
 def _writing(file: IO[bytes] | io.RawIOBase, name: str) -> Write:
     """Writes at once: what a buffer could not write it would try again when it is closed."""
 
-    def write(piece: bytes) -> None:
+    def write(piece: bytes | memoryview) -> None:
         view = memoryview(piece)
         try:
             while view:

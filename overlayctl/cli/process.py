@@ -16,6 +16,26 @@ EXITS = (
     " cannot be executed, 127 for what is not there, 125 for every failure of overlayctl."
 )
 _FAILED = 125
+_SERVICES = "podman and docker run services; here a command runs in the foreground"
+_LIMITS = "systemd-run --scope -p MemoryMax=1G overlayctl run --runtime builtin ... limits it"
+_NETWORKS = "--network none or host; podman and docker have container networks"
+_INSTEAD = {
+    **dict.fromkeys(
+        ("-d", "--detach", "--restart"), f"{_SERVICES}: overlayctl run ... & puts it behind"
+    ),
+    **dict.fromkeys(("-m", "--memory", "--cpus", "--cpuset-cpus", "--pids-limit"), _LIMITS),
+    **dict.fromkeys(("-p", "--publish", "-P", "--publish-all", "--expose", "--link"), _NETWORKS),
+    "--net": _NETWORKS,
+    "--init": "an image that has tini or dumb-init: --entrypoint tini",
+    "--privileged": 'chroot "$(overlayctl mount CONTAINER)", or podman and docker',
+    **dict.fromkeys(
+        ("--cap-add", "--cap-drop", "--security-opt", "--device", "--gpus"),
+        "overlayctl container bundle CONTAINER DIR, change DIR/config.json, runc run -b DIR NAME",
+    ),
+    "--pull": "skopeo copy docker://IMAGE docker-archive:FILE:IMAGE, then overlayctl load FILE",
+    "--platform": "overlayctl load --platform",
+}
+"""What docker has and this has not, and what to use instead."""
 
 _FIRST = {"allow_interspersed_args": False}
 
@@ -52,7 +72,8 @@ class Runs(Verb):
         except typer.TyperException as error:
             where: Any = getattr(error, "ctx", None)
             path = "overlayctl" if where is None else where.command_path
-            raise _reported(Usage(error.format_message(), hint=f"{path} --help")) from None
+            hint = _INSTEAD.get(getattr(error, "option_name", ""), f"{path} --help")
+            raise _reported(Usage(error.format_message(), hint=hint)) from None
         except OverlayctlError as error:
             raise _reported(error) from None
 
@@ -147,3 +168,16 @@ def within(
     if not words:
         raise Usage("which program is to be run?", hint="overlayctl with IMAGE -- ls")
     return engine().within(reference, words, writable=rw, note=_note)
+
+
+@app.command("bundle", cls=Verb)
+def bundle(
+    container: Annotated[str, typer.Argument(metavar="CONTAINER")],
+    directory: Annotated[str, typer.Argument(metavar="DIR")],
+) -> None:
+    """Write an OCI runtime bundle for a container that is mounted, and print where.
+
+    runc run --bundle DIR NAME, or crun, executes it. It has no capability that the caller
+    lacks; it names the merged view, so it works for as long as that is mounted.
+    """
+    render.path(engine().write_bundle(container, directory))

@@ -14,6 +14,7 @@ from overlayctl.store import containers, images, locks, snapshots
 if TYPE_CHECKING:
     from overlayctl.layout import Layout
     from overlayctl.mount import Merged
+    from overlayctl.placed import Placed
     from overlayctl.store.containers import Container
     from overlayctl.store.opened import Store
 
@@ -74,7 +75,22 @@ def describe(
                 "MergedDir": view.target if view else None,
             },
         },
-        "Mounts": [],
+        "Mounts": [_mount(layout, one) for one in config.mounts],
+    }
+
+
+def _mount(layout: Layout, one: Placed) -> dict[str, Any]:
+    source = layout.volume(one.source, "_data") if one.kind == "volume" else one.source
+    told: dict[str, Any] = {"Type": one.kind}
+    if one.kind == "volume":
+        told |= {"Name": one.source, "Driver": "local", "Anonymous": one.anonymous}
+    return {
+        **told,
+        "Source": source,
+        "Destination": one.target,
+        "Mode": ",".join(one.options),
+        "RW": not one.read_only,
+        "Propagation": ("".join(one.options) or "rprivate") if one.kind == "bind" else "",
     }
 
 

@@ -62,6 +62,7 @@ def new(kind: str, options: Mapping[str, str | None], attributes: int) -> int:
     """An fd of a new filesystem of that kind, mounted nowhere yet."""
     context = libc.fsopen(kind)
     try:
+        libc.fsconfig_string(context, "source", kind)
         for name, value in options.items():
             if value is None:
                 libc.fsconfig_flag(context, name)

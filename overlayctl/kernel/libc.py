@@ -33,8 +33,13 @@ MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NODEV = 0x4
 MOUNT_ATTR_NOEXEC = 0x8
+MOUNT_ATTR_NOATIME = 0x10
+MOUNT_ATTR_STRICTATIME = 0x20
+MOUNT_ATTR_NODIRATIME = 0x80
 
 MS_PRIVATE = 1 << 18
+MS_SLAVE = 1 << 19
+MS_SHARED = 1 << 20
 MS_REC = 1 << 14
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
@@ -68,6 +73,7 @@ _FSCONFIG_SET_FD = 5
 _FSCONFIG_CMD_CREATE = 6
 _PR_SET_PDEATHSIG = 1
 _PR_CAPBSET_DROP = 24
+_CAPABILITY_VERSION_3 = 0x2008_0522
 _STATMOUNT_OPTIONS = 0x80
 _MOUNT_OPTIONS_MAX = 4096
 _FS_IOC_GETFSUUID = 0x8011_1500
@@ -287,6 +293,22 @@ def die_with_parent(signal: int) -> None:
 def drop_from_bounding_set(capability: int) -> None:
     """Nothing that this process executes gets that capability (PR_CAPBSET_DROP(2const))."""
     _prctl(_PR_CAPBSET_DROP, capability)
+
+
+def drop_inheritable() -> None:
+    """Let what this process executes inherit no capability (capset(2)).
+
+    Root would have those beyond its bounding set.
+    """
+    header = ctypes.create_string_buffer(struct.pack("Ii", _CAPABILITY_VERSION_3, 0), 8)
+    # Twice: effective, permitted, inheritable.
+    data = ctypes.create_string_buffer(24)
+    if _libc.capget(header, data) < 0:
+        raise _failed("capget")
+    sets = list(struct.unpack("6I", data.raw))
+    sets[2] = sets[5] = 0
+    if _libc.capset(header, ctypes.create_string_buffer(struct.pack("6I", *sets), 24)) < 0:
+        raise _failed("capset")
 
 
 def _prctl(option: int, value: int) -> None:

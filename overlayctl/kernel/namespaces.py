@@ -130,6 +130,18 @@ def _close_all_but(keep: Iterable[int]) -> None:
     os.closerange(last + 1, 1 << 20)
 
 
+class _Nothing:
+    """An importer that finds nothing."""
+
+    def find_spec(self, name: str, _path: object = None, _target: object = None) -> NoReturn:
+        raise ImportError(f"{name} is not loaded yet, and from here on cannot be")
+
+
+def import_nothing() -> None:
+    """From here on no module is loaded: the paths of programs lead to files of others."""
+    sys.meta_path[:] = [_Nothing()]
+
+
 def own_mounts() -> None:
     """Give this process mounts of its own; those of a new pid namespace need their own /proc."""
     libc.unshare(libc.CLONE_NEWNS)

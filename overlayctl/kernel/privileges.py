@@ -35,13 +35,17 @@ def handed_on() -> tuple[str, ...]:
 
 
 def keep_only(names: Iterable[str]) -> None:
-    """Drop every other capability from the bounding set: root executes with no more than that."""
+    """Drop every other capability from the bounding set: root executes with no more than that.
+
+    Raises OSError.
+    """
     kept = {name.removeprefix("CAP_") for name in names}
     for number, name in enumerate(_NAMES):
         # EINVAL: a capability that this kernel does not have.
         if name not in kept:
             with suppress(OSError):
                 libc.drop_from_bounding_set(number)
+    libc.drop_inheritable()
 
 
 def become(uid: int, gid: int, groups: Iterable[int]) -> None:

@@ -42,6 +42,7 @@ _TYPES = {
     stat.S_IFIFO: b"6",
 }
 _PIECE = 1 << 20
+_HOLE = bytes(_PIECE)
 _GATHERED = 1 << 18
 
 
@@ -51,9 +52,11 @@ class TarWriter:
     Iterate once for its bytes. Then ``entries`` is how many there are, and ``notes`` maps a kind
     of remark to the paths it is about: what could not be told, what changed meanwhile. Paths in
     ``leave_out`` are passed over, with what is below them; times after ``latest``, in seconds,
-    become that. With ``start`` it is what lies there, named ``called``. Raises OSError naming
-    what cannot be read, BadInput for an upper directory that means nothing without the layers
-    below.
+    become that. With ``start`` it is what lies there, named ``called``. Without ``sparse`` holes
+    are written as zeros: so the tar does not depend on where the tree lies, and docker and podman
+    can save what they have loaded (both keep a sparse layer, and cannot read it back). Raises
+    OSError naming what cannot be read, BadInput for an upper directory that means nothing without
+    the layers below.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class TarWriter:
         root: int,
         *,
         layer: bool = False,
+        sparse: bool = True,
         leave_out: Collection[bytes] = (),
         latest: int | None = None,
         start: bytes = b"",
@@ -69,6 +73,7 @@ class TarWriter:
         self.notes: dict[str, list[bytes]] = {}
         self._root = root
         self._layer = layer
+        self._sparse = sparse
         self._leave_out = leave_out
         self.entries = 0
         self._latest = latest
@@ -178,9 +183,13 @@ class TarWriter:
         fd = places.read(place)
         try:
             extents = _extents(fd, info.st_size)
-            yield self._header(_member(path, b"0", info, xattrs=xattrs, extents=extents))
+            told = extents if self._sparse else None
+            yield self._header(_member(path, b"0", info, xattrs=xattrs, extents=told))
             length = 0
             for offset, size in ((0, info.st_size),) if extents is None else extents:
+                if told is None:
+                    yield from _zeros(offset - length)
+                    length = offset
                 yield from _content(fd, offset, size)
                 length += size
             yield padding(length)
@@ -232,3 +241,10 @@ def _content(fd: int, offset: int, length: int) -> Iterator[bytes]:
         piece = piece or bytes(min(_PIECE, end - offset))
         yield piece
         offset += len(piece)
+
+
+def _zeros(length: int) -> Iterator[bytes]:
+    """What a hole reads as."""
+    while length > 0:
+        yield _HOLE[:length]
+        length -= len(_HOLE)

@@ -26,14 +26,21 @@ FORWARDED = (
 
 
 class Placement(NamedTuple):
-    """A detached mount, to be attached at an absolute path of the container."""
+    """A detached mount, to be attached at an absolute path of the container.
+
+    ``staged`` is where another runtime finds it.
+    """
 
     target: str
     mount: int
+    staged: str
 
 
 class Built(NamedTuple):
-    """A container's root, a detached mount, and what is mounted in it, in this order."""
+    """A container's root, a detached mount, and what is mounted in it, in this order.
+
+    Without a root, -1, it is this host's.
+    """
 
     root: int
     placements: tuple[Placement, ...]

@@ -7,7 +7,7 @@ and config-linux.md). What is masked and read-only is docker's list.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overlayctl.errors import BadInput
@@ -37,7 +37,8 @@ class Process(NamedTuple):
 class Source(NamedTuple):
     """What is mounted in a container beside its tree.
 
-    ``source`` is a path of the host, or nothing for a tmpfs with these ``options``.
+    ``source`` is a path of the host, or nothing for a tmpfs. The ``options`` of a tmpfs are those
+    of mount(8), of a path how mounts made later travel.
     """
 
     target: str
@@ -76,6 +77,9 @@ def document(process: Process, room: Room) -> bytes:
         # What every container may use, a runtime adds.
         "resources": {"devices": [{"allow": False, "access": "rwm"}]},
     }
+    for word in ("shared", "slave"):
+        if any(word in option for one in room.sources if one.source for option in one.options):
+            linux.setdefault("rootfsPropagation", f"r{word}")
     if room.cgroup:
         linux["cgroupsPath"] = f"/{room.cgroup}"
     whole = {
@@ -137,10 +141,5 @@ def _mount(one: Source) -> dict[str, Any]:
     if not one.source:
         options = [*one.options, "ro" if one.read_only else "rw"]
         return {"destination": one.target, "type": "tmpfs", "source": "tmpfs", "options": options}
-    options = ["rbind", "rprivate", "ro" if one.read_only else "rw"]
+    options = ["rbind", *(one.options or ["rprivate"]), "ro" if one.read_only else "rw"]
     return {"destination": one.target, "type": "bind", "source": one.source, "options": options}
-
-
-def by_depth(sources: Iterable[Source]) -> tuple[Source, ...]:
-    """In the order in which they must be mounted: none over one that is below it."""
-    return tuple(sorted(sources, key=lambda one: one.target.rstrip("/").count("/")))

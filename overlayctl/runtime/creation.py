@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import secrets
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from overlayctl import names
-from overlayctl.errors import Conflict
+from overlayctl import names, placed
+from overlayctl.runtime import volumes
 from overlayctl.store import containers, images, records, snapshots
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from contextlib import ExitStack
 
     from overlayctl.layout import Layout
     from overlayctl.store.containers import Config, Container
@@ -43,32 +43,35 @@ def create(
 
     What ``asked`` says comes before what the image says. Raises Usage for a name that cannot
     be one, NotFound, Conflict for one that is taken, HostCannot where nothing could ever be
-    written in it.
+    written in it, BadInput for a volume of the image that can be nowhere.
     """
     if name is not None:
         names.container_name(name)
     identifier = secrets.token_hex(32)
-    with store.deciding() as own:
-        found, reference = images.resolve(store.layout, image)
-        said = _inner(images.config(store.layout, found))
-        container = containers.Container(
-            identifier,
-            name or _new_name(store.layout),
-            found.hex,
-            reference or found.id,
-            configured(said, asked),
-            {**_labels(said), **labels},
-            records.now(),
-        )
-        snapshots.prepare(store.layout, own, identifier, "container", found.layers)
-        if lives is not None:
-            # Nobody knows the key: it is not waited for, whatever other lock is held.
-            lives.enter_context(store.running(identifier))
-        try:
+    with ExitStack() as undo:
+        volumes.find_directories(asked.mounts, undo)
+        with store.deciding() as own:
+            found, reference = images.resolve(store.layout, image)
+            said = _inner(images.config(store.layout, found))
+            snapshots.prepare(store.layout, own, identifier, "container", found.layers)
+            undo.callback(snapshots.remove, store.layout, identifier)
+            if lives is not None:
+                # Nobody knows the key: it is not waited for, whatever other lock is held.
+                lives.enter_context(store.running(identifier))
+            config = configured(said, asked)
+            declared = placed.declared(_volumes(said), config.mounts)
+            mounts = placed.ordered((*config.mounts, *declared))
+            container = containers.Container(
+                identifier,
+                name or _new_name(store.layout),
+                found.hex,
+                reference or found.id,
+                config._replace(mounts=volumes.find_volumes(store.layout, own, mounts, undo)),
+                {**_labels(said), **labels},
+                records.now(),
+            )
             containers.commit(store.layout, own, container)
-        except (Conflict, OSError):
-            snapshots.remove(store.layout, identifier)
-            raise
+            undo.pop_all()
     return container
 
 
@@ -125,6 +128,11 @@ def _words(said: dict[str, Any], key: str) -> tuple[str, ...]:
 def _text(said: dict[str, Any], key: str) -> str:
     text = said.get(key)
     return text if isinstance(text, str) else ""
+
+
+def _volumes(said: dict[str, Any]) -> list[str]:
+    paths = said.get("Volumes")
+    return list(paths) if isinstance(paths, dict) else []
 
 
 def _labels(said: dict[str, Any]) -> dict[str, str]:

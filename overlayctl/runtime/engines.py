@@ -51,6 +51,11 @@ def choose(store: Store, wanted: str) -> Runtime:
     return Runtime()
 
 
+def sees_cgroup(store: Store) -> bool:
+    """Whether a container of this host's runtime can have the files of cgroups mounted."""
+    return choose(store, "auto").sees_cgroup
+
+
 def _find(name: str) -> str | None:
     path = os.pathsep.join((os.environ.get("PATH", ""), _PLACES))
     found = shutil.which(name, path=path)
@@ -95,19 +100,18 @@ def _try(store: Store, program: str, *, sees_cgroup: bool) -> str:
         )
         with open(f"{own}/config.json", "wb") as file:
             file.write(bundle.document(process, room))
-        root = libc.open_tree("/", clone=True, recursive=True)
         run = libc.open_tree(layout.run(key), clone=True)
         ours, theirs = talk.pair()
-        built = builtin.Built(root, (), "trial", "none", read_only=True)
+        built = builtin.Built(-1, (), "trial", "none", read_only=True)
         launch = outer.Launch(
             program, process, built, rooted_at, layout.attached, layout.run(key), run, own, name,
             stdin=False, quiet=True,
         )  # fmt: skip
-        child = outer.start(launch, theirs)
-        theirs.close()
-        heard = talk.hear(ours)
+        with store.locked():
+            child = outer.start(launch, theirs)
+            theirs.close()
+            heard = talk.hear(ours)
         ours.close()
-        os.close(root)
         os.close(run)
         status = builtin.exit_status(os.waitpid(child, 0)[1])
         if heard.error is not None:

@@ -54,6 +54,7 @@ def start(joined: Running, process: Process, end: socket.socket, *, stdin: bool)
             with open(f"{proc}/cgroup") as file:
                 groups = file.read()
             cgroups.join(groups)
+            namespaces.import_nothing()
             namespaces.enter(proc)
             child = namespaces.start(
                 lambda: builtin.execute(process, end), alone=False, keep=[end.fileno()]

@@ -217,7 +217,9 @@ def unmount_container(store: Store, name: str, *, lazy: bool) -> str:
     """Unmount a container; its id. Raises NotFound, InUse for processes in it, unless ``lazy``."""
     with store.locked(exclusive=False):
         found = containers.resolve(store.layout, name)
-    idle = nullcontext() if lazy else store.idle(found.id)
+    from overlayctl.runtime import running
+
+    idle = nullcontext() if lazy else running.idle(store, found)
     with store.holding(found.id), idle:
         own = views(store, "container", found.id, everywhere=False)
         if not own:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from overlayctl.kernel import furnishing, libc, mounter, namespaces
 from overlayctl.mount import Tmpfs
-from overlayctl.runtime import builtin
+from overlayctl.runtime import builtin, talk
 from overlayctl.runtime.builtin import Built, telling
 
 if TYPE_CHECKING:
@@ -44,7 +44,10 @@ class Launch(NamedTuple):
 
 
 def start(launch: Launch, end: socket.socket) -> int:
-    """Start it; the pid."""
+    """Start it; the pid. The first that it tells is that it has let go of the host's mounts.
+
+    Until then the caller holds the store's lock: it has copies of what is mounted.
+    """
 
     def act() -> NoReturn:
         with telling(end, "cannot prepare the container's process"):
@@ -55,7 +58,9 @@ def start(launch: Launch, end: socket.socket) -> int:
             if not launch.program and launch.built.network == "none":
                 # Later nothing may be found any more that is to be imported.
                 from overlayctl.kernel import netns  # noqa: F401
+            namespaces.import_nothing()
             _apart(launch)
+            talk.ready(end)
             if launch.program:
                 _stage(launch)
                 os.execv(launch.program, _command(launch))  # noqa: S606
@@ -65,7 +70,8 @@ def start(launch: Launch, end: socket.socket) -> int:
         os._exit(builtin.follow(child))
 
     built = launch.built
-    kept = [end.fileno(), built.root, launch.run, *(one.mount for one in built.placements)]
+    mounts = [launch.run, built.root, *(one.mount for one in built.placements)]
+    kept = [end.fileno(), *(fd for fd in mounts if fd >= 0)]
     return namespaces.start(act, alone=True, keep=kept)
 
 
@@ -80,9 +86,12 @@ def _apart(launch: Launch) -> None:
 
 def _stage(launch: Launch) -> None:
     """Put the root, the container's files and its mounts where the runtime looks for them."""
-    stage(launch.attached, {launch.root: launch.built.root, launch.files: launch.run})
-    for number, one in enumerate(launch.built.placements):
-        libc.move_mount(one.mount, mountpoint(launch.own, number))
+    root = launch.built.root
+    if root < 0:
+        root = libc.open_tree("/", clone=True, recursive=True)
+    stage(launch.attached, {launch.root: root, launch.files: launch.run})
+    for one in launch.built.placements:
+        libc.move_mount(one.mount, one.staged)
 
 
 def stage(attached: str, mounts: Mapping[str, int]) -> None:
@@ -91,11 +100,6 @@ def stage(attached: str, mounts: Mapping[str, int]) -> None:
     for path, mount in mounts.items():
         os.makedirs(path)
         libc.move_mount(mount, path)
-
-
-def mountpoint(own: str, number: int) -> str:
-    """Where a runtime finds one of the mounts."""
-    return os.path.join(own, "mounts", str(number))
 
 
 def _command(launch: Launch) -> list[str]:

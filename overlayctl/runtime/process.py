@@ -13,19 +13,22 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from overlayctl.errors import HostCannot, NotFound, OverlayctlError, Usage
+from overlayctl.errors import Conflict, HostCannot, NotFound, OverlayctlError, Usage
 from overlayctl.kernel import libc, privileges, pseudoterminal, rooted
 from overlayctl.runtime import (
     builtin,
     bundle,
     creation,
     engines,
+    executable,
     joining,
     mounts,
     outer,
+    placing,
     running,
     talk,
     users,
+    volumes,
 )
 from overlayctl.store import containers
 
@@ -96,6 +99,44 @@ def execute(
         leave(store, found.id, note)
 
 
+def write_bundle(store: Store, name: str, directory: str) -> str:
+    """Write an OCI bundle for a container that is mounted into a directory; its absolute path.
+
+    The directory is made if it is missing. Raises NotFound for a container that is not
+    mounted, Conflict where there is a bundle already.
+    """
+    with store.locked(exclusive=False):
+        found = containers.resolve(store.layout, name)
+    with store.running(found.id), ExitStack() as owned:
+        views = mounts.views(store, "container", found.id, everywhere=False)
+        if not views:
+            raise NotFound(
+                f"container {found.name} is not mounted, and a bundle names its merged view",
+                hint=f"overlayctl mount {found.name}",
+            )
+        root = rooted.open_overlay(views[0].target, os.getpid())
+        owned.callback(os.close, root)
+        config = found.config
+        hostname = config.hostname or found.id[:12]
+        command = Command(config.words, terminal=config.terminal)
+        process = described(root, config, command, hostname)
+        bounds = volumes.prepare(store, found, root)
+        place = os.path.realpath(directory)
+        os.makedirs(place, exist_ok=True)
+        path = os.path.join(place, "config.json")
+        if os.path.lexists(path):
+            raise Conflict(f"there is a bundle in {place}", hint="name another directory")
+        names = write_files(place, hostname, config.network)
+        files = placing.files(root, place, names, [one.target for one in bounds])
+        room = bundle.Room(
+            views[0].target, hostname, config.network, config.read_only,
+            tuple(placing.sources(bounds, files)), sees_cgroup=engines.sees_cgroup(store),
+        )  # fmt: skip
+        with open(path, "xb") as file:
+            file.write(bundle.document(process, room))
+    return place
+
+
 def leave(store: Store, key: str, note: Callable[[str], None]) -> None:
     """Put away what is not needed any more; the command's own status counts, whatever happens."""
     try:
@@ -113,7 +154,7 @@ def _foreground(
     """Run a command in namespaces of its own; the container's running lock is held."""
     layout, config = store.layout, container.config
     _refuse_no_terminal(command)
-    merged = mounted(store, container.id, volatile=config.volatile)
+    merged = mounted(store, container)
     own = running.begin(store, container.id)
     with ExitStack() as owned:
         owned.callback(running.clear, own)
@@ -125,11 +166,16 @@ def _foreground(
         hostname = config.hostname or container.id[:12]
         process = described(root, config, command, hostname)
         _refuse_links(root)
-        files = write_files(layout.run(container.id), hostname, config.network)
-        placements, sources = _placements(owned, own, files)
+        if chosen.program and not config.mounts:
+            executable.refuse_missing(root, process)
+        bounds = volumes.prepare(store, container, root)
+        names = write_files(layout.run(container.id), hostname, config.network)
+        taken = [one.target for one in bounds]
+        files = placing.files(root, layout.run(container.id), names, taken)
+        placements, sources = placing.place(owned, own, root, bounds, files)
         room = bundle.Room(
             merged, hostname, config.network, config.read_only,
-            bundle.by_depth(sources), running.cgroup(own), chosen.sees_cgroup,
+            tuple(sources), running.cgroup(own), chosen.sees_cgroup,
         )  # fmt: skip
         if chosen.program:
             with open(os.path.join(own, "config.json"), "wb") as file:
@@ -143,10 +189,11 @@ def _foreground(
         )  # fmt: skip
         ours, theirs = talk.pair()
         owned.callback(ours.close)
-        with theirs:
+        with theirs, store.locked():
             child = outer.start(launch, theirs)
+            heard = talk.hear(ours)
         running.note(own, child, first=first, words=process.words)
-        status = wait(child, ours, typed=command.stdin)
+        status = wait(child, ours, heard, typed=command.stdin)
         if chosen.program and status and not os.path.exists(os.path.join(own, "pid")):
             raise _not_begun(process.words[0], engines.failure(own))
     return status
@@ -157,20 +204,22 @@ def _join(store: Store, container: Container, command: Command, joined: running.
     _refuse_no_terminal(command)
     config = container.config
     with ExitStack() as owned:
-        root = rooted.open_overlay(mounted(store, container.id), os.getpid())
+        root = rooted.open_overlay(mounted(store, container), os.getpid())
         owned.callback(os.close, root)
         process = described(root, config, command, config.hostname or container.id[:12])
         ours, theirs = talk.pair()
         owned.callback(ours.close)
         with theirs:
             child = joining.start(joined, process, theirs, stdin=command.stdin)
-        return wait(child, ours, typed=command.stdin)
+        return wait(child, ours, talk.Heard(), typed=command.stdin)
 
 
-def mounted(store: Store, key: str, *, volatile: bool = False) -> str:
+def mounted(store: Store, container: Container) -> str:
     """Mount the container where it is not; the path. Its running lock is held, so it stays."""
+    key, config = container.id, container.config
     for view in mounts.views(store, "container", key, everywhere=False):
         return view.target
+    volatile = config.volatile or config.disposable
     return mounts.mount_container(store, key, volatile=volatile, xino=False, held=False)
 
 
@@ -208,8 +257,8 @@ def _refuse_links(root: int) -> None:
                 )
 
 
-def write_files(directory: str, hostname: str, network: str) -> dict[str, str]:
-    """The files that every container has of its own, and where they are seen in it."""
+def write_files(directory: str, hostname: str, network: str) -> list[str]:
+    """Write the files of /etc that every container has of its own; their names."""
     local = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
     texts = {"hostname": hostname + "\n", "hosts": f"{local}127.0.1.1\t{hostname}\n"}
     for name in ("resolv.conf", "hosts"):
@@ -221,7 +270,7 @@ def write_files(directory: str, hostname: str, network: str) -> dict[str, str]:
         with suppress(FileExistsError), open(path, "x", encoding="utf-8") as file:
             os.fchmod(file.fileno(), 0o644)
             file.write(text)
-    return {f"/etc/{name}": os.path.join(directory, name) for name in texts}
+    return list(texts)
 
 
 def _host_file(path: str) -> str:
@@ -230,22 +279,6 @@ def _host_file(path: str) -> str:
             return file.read()
     except OSError:
         return ""
-
-
-def _placements(
-    owned: ExitStack, own: str, files: Mapping[str, str]
-) -> tuple[list[builtin.Placement], list[bundle.Source]]:
-    placements: list[builtin.Placement] = []
-    sources: list[bundle.Source] = []
-    for target, source in files.items():
-        mount = libc.open_tree(source, clone=True)
-        owned.callback(os.close, mount)
-        place = outer.mountpoint(own, len(placements))
-        with open(place, "x", encoding="utf-8"):
-            pass
-        placements.append(builtin.Placement(target, mount))
-        sources.append(bundle.Source(target, place))
-    return placements, sources
 
 
 def _not_begun(word: str, said: str) -> OverlayctlError:
@@ -257,11 +290,15 @@ def _not_begun(word: str, said: str) -> OverlayctlError:
     return HostCannot(f"the runtime could not begin: {said}", hint="--runtime builtin")
 
 
-def wait(child: int, ours: socket.socket, *, typed: bool) -> int:
-    """Wait for the process, signals being passed on; its exit status."""
+def wait(child: int, ours: socket.socket, heard: talk.Heard, *, typed: bool) -> int:
+    """Wait for the process, signals being passed on; its exit status.
+
+    ``heard`` is what it has told before.
+    """
     with _passing_on(child):
         try:
-            heard = talk.hear(ours)
+            if heard.error is None:
+                heard = talk.hear(ours)
             if heard.terminal is not None:
                 with os.fdopen(heard.terminal, "rb") as served:
                     heard = talk.hear(ours)

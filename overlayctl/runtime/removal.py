@@ -12,6 +12,7 @@ from overlayctl.kernel import inuse, mounter, mounttable, rooted
 from overlayctl.layer import attach
 from overlayctl.runtime import mounts, running
 from overlayctl.store import containers, gc, images, layers, locks, records, snapshots
+from overlayctl.store import volumes as stored_volumes
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
@@ -110,10 +111,13 @@ def _containers_of(store: Store, image: Image, mounted: Collection[str]) -> list
     return holders
 
 
-def remove_container(store: Store, name: str, *, force: bool, dry_run: bool) -> str:
+def remove_container(
+    store: Store, name: str, *, force: bool, dry_run: bool, volumes: bool = False
+) -> str:
     """Remove a container and what was written in it; its id.
 
-    Raises InUse while it is mounted or a process lives in it; ``force`` unmounts it first.
+    With ``volumes`` its anonymous volumes, too, that no other container has. Raises InUse while
+    it is mounted or a process lives in it; ``force`` unmounts it first.
     """
     with store.locked(exclusive=False):
         found = containers.resolve(store.layout, name)
@@ -128,14 +132,17 @@ def remove_container(store: Store, name: str, *, force: bool, dry_run: bool) -> 
                 raise InUse(f"container {found.name}", holders)
             inuse.refuse_mounts(store.layout.snapshot(found.id))
             if not dry_run:
-                take_away(store, found, own)
+                take_away(store, found, own, volumes=volumes)
     return found.id
 
 
-def take_away(store: Store, found: Container, views: Iterable[Merged]) -> None:
+def take_away(
+    store: Store, found: Container, views: Iterable[Merged], *, volumes: bool = False
+) -> None:
     """Remove a container in which nothing runs, its ``views`` unmounted first.
 
-    The caller holds its lock and the store's. Raises InUse.
+    With ``volumes``, and of a disposable one in any case, its anonymous volumes go too. The
+    caller holds its lock and the store's. Raises InUse.
     """
     for view in views:
         mounts.unmount(store, view, lazy=False)
@@ -148,6 +155,8 @@ def take_away(store: Store, found: Container, views: Iterable[Merged]) -> None:
         os.unlink(store.layout.held(found.id))
     snapshots.remove(store.layout, found.id)
     containers.remove(store.layout, found)
+    if volumes or found.config.disposable:
+        stored_volumes.forsake(store.layout, found)
 
 
 def prune_containers(
@@ -191,6 +200,7 @@ def reset(store: Store, *, dry_run: bool) -> dict[str, Any]:
             "Images": len(images.listed(store.layout)),
             "Containers": [found.name for found in containers.readable(store.layout)],
             "Layers": len(layers.listed(store.layout)),
+            "Volumes": stored_volumes.listed(store.layout),
         }
         if dry_run:
             return plan

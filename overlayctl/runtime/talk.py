@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array  # noqa: F401 (send_fds would load it when nothing may be loaded any more)
 import json
 import socket
 from typing import NamedTuple
@@ -35,12 +36,17 @@ def terminal(end: socket.socket, master: int) -> None:
     socket.send_fds(end, [b"terminal"], [master])
 
 
+def ready(end: socket.socket) -> None:
+    """Tell that the process is by itself now: what else is mounted is nothing to it."""
+    end.send(b"ready")
+
+
 def hear(end: socket.socket) -> Heard:
     """Wait for what the process says next."""
     said, fds, _, _ = socket.recv_fds(end, _LONGEST, 1)
     if fds:
         return Heard(fds[0])
-    if not said:
+    if said in {b"", b"ready"}:
         return Heard()
     told = json.loads(said)
     kind = _CLASSES.get(told["code"], HostCannot)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import stat
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from overlayctl import names
@@ -18,7 +19,7 @@ from overlayctl.store import containers, records, volumes
 from overlayctl.store.volumes import Volume
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from overlayctl.layout import Layout
     from overlayctl.placed import Placed
@@ -156,6 +157,51 @@ def carries(volume: Volume, labels: Mapping[str, str | None]) -> bool:
 # --- in a container -----------------------------------------------------------------------------
 
 
+def find_directories(mounts: Iterable[Placed], undo: ExitStack) -> None:
+    """See to it that the directories of the host are there, which a new container is to have.
+
+    Those that are made go again with ``undo``. Raises NotFound.
+    """
+    for one in mounts:
+        if one.kind != "bind" or os.path.lexists(one.source):
+            continue
+        if not one.make:
+            raise NotFound(
+                f"there is no {one.source} to be mounted at {one.target}",
+                hint=f"mkdir -p {shlex.quote(one.source)}; -v makes a directory that is missing",
+            )
+        missing = [one.source]
+        while not os.path.lexists(os.path.dirname(missing[-1])):
+            missing.append(os.path.dirname(missing[-1]))
+        for path in missing[::-1]:
+            os.mkdir(path, 0o755)
+            undo.callback(_remove_empty, path)
+
+
+def _remove_empty(path: str) -> None:
+    with suppress(OSError):
+        os.rmdir(path)
+
+
+def find_volumes(
+    layout: Layout, staged: str, mounts: Iterable[Placed], undo: ExitStack
+) -> tuple[Placed, ...]:
+    """The mounts of a new container, with every volume there; the caller holds the lock.
+
+    Anonymous ones get their names. Those that are made go again with ``undo``.
+    """
+    found = []
+    for one in mounts:
+        if one.kind == "volume" and not (one.source and volumes.exists(layout, one.source)):
+            volume = new(one.source or None)
+            volumes.make(layout, staged, volume)
+            undo.callback(volumes.remove, layout, volume.name)
+            found.append(one._replace(source=volume.name))
+        else:
+            found.append(one)
+    return tuple(found)
+
+
 def prepare(store: Store, container: Container, root_fd: int) -> list[Bound]:
     """The mounts of a container whose merged root is ``root_fd``, in the order to make them in.
 
@@ -169,6 +215,11 @@ def prepare(store: Store, container: Container, root_fd: int) -> list[Bound]:
     found.sort(key=lambda each: (each[0].count(b"/"), each[0]))
     for place, one, _ in found:
         _refuse_place(one, place)
+    for place, one, _ in found:
+        if one.kind == "volume" and one.copy:
+            from overlayctl.runtime import filling
+
+            filling.fill(store, one.source, plain, place)
     bound = []
     with ExitStack() as held:
         targets = Targets(root_fd)

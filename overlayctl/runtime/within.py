@@ -51,7 +51,7 @@ def run(
 
 
 def _in_container(store: Store, found: Container, words: Sequence[str], *, writable: bool) -> int:
-    merged = process.mounted(store, found.id, volatile=found.config.volatile)
+    merged = process.mounted(store, found)
     own = running.begin(store, found.id)
     with ExitStack() as owned:
         owned.callback(running.clear, own)
@@ -90,6 +90,7 @@ def _wait(
                 namespaces.own_mounts()
                 namespaces.let_go(None, store.layout.attached)
                 outer.stage(store.layout.attached, {merged: view})
+            talk.ready(theirs)
             os.chdir(merged)
         try:
             os.execvpe(words[0], list(words), {**os.environ, VARIABLE: merged})  # noqa: S606
@@ -101,12 +102,14 @@ def _wait(
 
     kept = [] if view is None else [view]
     with ours:
-        with theirs:
+        with theirs, store.locked():
             child = namespaces.start(act, alone=False, keep=[theirs.fileno(), *kept])
+            # It has copies of all that is mounted until then.
+            heard = talk.hear(ours)
         with _left_to_the_program():
             if own:
                 running.note(own, child, first=False, words=tuple(words))
-            return process.wait(child, ours, typed=False)
+            return process.wait(child, ours, heard, typed=False)
 
 
 @contextmanager

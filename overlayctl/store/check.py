@@ -66,6 +66,8 @@ def check(
 
 def but_layers(layout: Layout) -> list[Finding]:
     """What is wrong beside the content of layers: no layer is read."""
+    from overlayctl.store import volume_check
+
     users = gc.layer_users(layout)
     found = [
         Finding("directory-missing", layout.path(name), "a directory of the store is gone")
@@ -93,6 +95,7 @@ def but_layers(layout: Layout) -> list[Finding]:
     found += _containers(layout)
     found += _snapshots(layout)
     found += _names(layout)
+    found += volume_check.findings(layout)
     found += [
         Finding("staging-left", layout.path("ingest", name), "left by a command that was killed")
         for name in staging.abandoned(layout)

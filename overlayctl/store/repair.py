@@ -27,6 +27,7 @@ from overlayctl.store import (
     layers,
     records,
     staging,
+    volumes,
 )
 from overlayctl.store.check import Finding
 from overlayctl.store.records import fault
@@ -42,12 +43,16 @@ _AGAIN = (
     "containers keep what was written in them"
 )
 _FINISH = ("", "")
-_FINISHED = ("staging-left", "snapshot-unfinished", "container-unfinished", "name-dangling")
+_FINISHED = (
+    "staging-left", "snapshot-unfinished", "container-unfinished", "name-dangling",
+    "volume-unfinished",
+)  # fmt: skip
 _ADVICE = {
     "layer-missing": "load the images that use it again",
     "image-damaged": "load it again",
     "config-damaged": "load the image again",
     "manifest-missing": "remove the image (overlayctl rmi) and load it again",
+    "volume-damaged": "overlayctl volume rm removes the volume; what is in it stays until then",
     "tag-dangling": "load or tag an image of that name",
 }
 # A disk that is full, read-only or failing, or what a hand did to one file, hinders one
@@ -293,6 +298,19 @@ class _Repair:
                     ("snapshot-damaged", self._layout.snapshot(container.id)),
                     partial(self._record_snapshot, container),
                 )
+
+        for name in volumes.listed(self._layout):
+            path = self._layout.volume(name, "volume.json")
+            if not os.path.lexists(path):
+                self._try(("volume-damaged", path), partial(self._record_volume, name))
+
+    def _record_volume(self, name: str) -> None:
+        """From its copy; that a volume is there it says even where it cannot be read."""
+        with staging.staging(self._layout) as place:
+            staged = os.path.join(place, "volume.json")
+            records.write(staged, volumes.again(self._layout, name))
+            os.rename(staged, self._layout.volume(name, "volume.json"))
+            records.sync_directory(self._layout.volume(name))
 
     def _name(self, container: containers.Container) -> None:
         # Its own may be another's by now.

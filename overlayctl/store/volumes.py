@@ -19,8 +19,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from overlayctl import names
-from overlayctl.errors import Conflict, Damaged, HostCannot, NotFound
-from overlayctl.kernel import rooted
+from overlayctl.errors import Conflict, Damaged, HostCannot, InUse, NotFound
+from overlayctl.kernel import inuse, rooted
 from overlayctl.store import containers, records
 from overlayctl.store.records import fault
 
@@ -61,9 +61,8 @@ def make(layout: Layout, staging: str, volume: Volume) -> None:
     staged = tempfile.mkdtemp(prefix="volume.", dir=staging)
     os.mkdir(os.path.join(staged, "_data"))
     os.chmod(os.path.join(staged, "_data"), 0o755)  # noqa: S103 (any user's programs use it)
-    record = records.encode({**volume._asdict(), "labels": dict(volume.labels), "driver": "local"})
     for name in _RECORDS:
-        records.write(os.path.join(staged, name), record)
+        records.write(os.path.join(staged, name), _encoded(volume))
     for name in ("made", "fresh"):
         records.write(os.path.join(staged, name), b"")
     records.sync_directory(os.path.join(staged, "_data"))
@@ -72,6 +71,16 @@ def make(layout: Layout, staging: str, volume: Volume) -> None:
     os.rename(staged, place)
     records.sync_directory(layout.path("volumes"))
     fault("volume:after-rename")
+
+
+def _encoded(volume: Volume) -> bytes:
+    labels = dict(volume.labels)
+    return records.encode({**volume._asdict(), "labels": labels, "driver": "local"})
+
+
+def again(layout: Layout, name: str) -> bytes:
+    """A lost record as it is to be made again; without labels where its copy is lost, too."""
+    return _encoded(find(layout, name))
 
 
 def _is_empty(path: str) -> bool:
@@ -152,13 +161,33 @@ def find(layout: Layout, name: str) -> Volume:
 
 
 def users(layout: Layout) -> dict[str, list[Container]]:
-    """The containers that name each volume, running or not."""
+    """The containers that name each volume, running or not, by name."""
     found: dict[str, list[Container]] = {}
-    for container in containers.readable(layout):
+    for container in sorted(containers.readable(layout), key=lambda one: one.name):
         named = [one.source for one in container.config.mounts if one.kind == "volume"]
         for name in dict.fromkeys(named):
             found.setdefault(name, []).append(container)
     return found
+
+
+def forsake(layout: Layout, container: Container) -> list[str]:
+    """Remove the anonymous volumes of a container that is gone; the caller holds the lock.
+
+    Their names. One stays that another container names, or may name: its record cannot be
+    read; and one in which something is mounted.
+    """
+    wanted = [one.source for one in container.config.mounts if one.anonymous]
+    if not wanted or len(containers.readable(layout)) < len(containers.listed(layout)):
+        return []
+    used = users(layout)
+    gone = []
+    for name in dict.fromkeys(wanted):
+        if name not in used and exists(layout, name) and find(layout, name).anonymous:
+            with suppress(InUse):
+                inuse.refuse_mounts(layout.volume(name))
+                remove(layout, name)
+                gone.append(name)
+    return gone
 
 
 def data(layout: Layout, name: str) -> str:
@@ -175,7 +204,7 @@ def data(layout: Layout, name: str) -> str:
 
 
 def is_fresh(layout: Layout, name: str) -> bool:
-    """Whether it may still get an image's content: nothing was ever put into it."""
+    """Whether it may get an image's content: it is empty, and never got any."""
     return os.path.lexists(layout.volume(name, "fresh")) and _is_empty(layout.volume(name, "_data"))
 
 

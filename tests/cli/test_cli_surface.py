@@ -14,19 +14,21 @@ import overlayctl
 from overlayctl import cli
 
 GROUPS = {
-    "image": "load import ls inspect history rm tag mount unmount exists",
+    "image": "load import save ls inspect history rm tag mount unmount exists",
     "layer": "ls inspect path files cat verify detach",
-    "container": "create ls inspect mount unmount export rm exists",
+    "container": "create commit ls inspect mount unmount export rm exists",
     "volume": "create ls inspect rm prune exists",
     "system": "check info prune reset",
 }
-_SHORT = "load import images inspect history rmi tag create ps rm export mount umount mounts"
+_SHORT = (
+    "load import save images inspect history rmi tag create commit ps rm export mount umount mounts"
+)
 SHORT = _SHORT.split()
 COMMANDS: list[tuple[str, ...]] = [
     (group, verb) for group, verbs in GROUPS.items() for verb in verbs.split()
 ]
 COMMANDS += [(word,) for word in SHORT]
-_ELSEWHERE = "save pull push build start stop logs"
+_ELSEWHERE = "pull push build start stop logs"
 ELSEWHERE = _ELSEWHERE.split()
 
 

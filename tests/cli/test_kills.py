@@ -12,9 +12,13 @@ from typing import NamedTuple
 
 import pytest
 
+from overlayctl import placed
 from overlayctl.engine import Engine
 from overlayctl.errors import Conflict, NotFound
+from overlayctl.runtime import volumes
 from overlayctl.runtime.commit import Wish
+from overlayctl.store import containers
+from overlayctl.store.containers import Config
 from overlayctl.store.records import POINTS, fault
 from tests import filesystems
 from tests.archives import docker_archive
@@ -30,7 +34,7 @@ OTHER = [SHARED, tar(entry("c", data=b"3"))]
 
 FINISHED_LATER = {
     "staging-left", "layer-orphan", "layer-empty", "image-damaged", "name-dangling",
-    "snapshot-orphan", "snapshot-unfinished", "container-unfinished",
+    "snapshot-orphan", "snapshot-unfinished", "container-unfinished", "volume-unfinished",
 }  # fmt: skip
 """What check may say of a store in which a command was killed. A damaged image has no record."""
 
@@ -83,6 +87,38 @@ class World:
     def remove_image(self) -> None:
         self.engine.remove_image("demo", force=False, dry_run=False)
 
+    def make_volume(self) -> None:
+        self.engine.create_volume("data", {})
+
+    def make_with_volumes(self) -> None:
+        mounts = placed.wanted(volumes=["data:/data", "/anonymous"], here="/")
+        self.engine.create("demo", name="cc", asked=Config(mounts=mounts))
+
+    def write_in_volumes(self) -> None:
+        for row in self.engine.volumes(sizes=False):
+            Path(row["Mountpoint"], "directory").mkdir()
+            Path(row["Mountpoint"], "directory/file").write_text("v")
+
+    def write_where_a_volume_will_be(self) -> None:
+        merged = Path(self.engine.mount_container("cc", volatile=False, xino=False))
+        (merged / "data").mkdir()
+        (merged / "data/file").write_text("v")
+
+    def fill(self) -> None:
+        engine = self.engine
+        merged = engine.mount_container("cc", volatile=False, xino=False)
+        root = os.open(merged, os.O_RDONLY | os.O_DIRECTORY)
+        volumes.prepare(engine.store, containers.resolve(engine.layout, "cc"), root)
+        os.close(root)
+        data = Path(self.store, "volumes/data/_data/file")
+        assert data.read_text() == "v"
+
+    def remove_volume(self) -> None:
+        self.engine.remove_volume("data", force=False, dry_run=False)
+
+    def remove_with_volumes(self) -> None:
+        self.engine.remove_container("cc", force=False, dry_run=False, volumes=True)
+
     def write(self) -> None:
         """Write in the mounted container, and find what is below."""
         merged = Path(self.engine.mount_container("cc", volatile=False, xino=False))
@@ -128,6 +164,18 @@ REMOVE_IMAGE = (
     "layer:after-unlink", "layer:after-removal",
 )  # fmt: skip
 
+MAKE_VOLUME = ("volume:before-rename", "volume:after-rename")
+REMOVE_VOLUME = (
+    "volume:after-keep", "volume:after-unlink", "volume:after-data", "volume:after-removal",
+)  # fmt: skip
+
+WITH_VOLUMES = (
+    World.populate, World.load, World.make_with_volumes, World.write_in_volumes,
+)  # fmt: skip
+FILL = ("volume:before-fill", "volume:after-fill")
+FILLED = (
+    World.populate, World.load, World.make_with_volumes, World.write_where_a_volume_will_be,
+)  # fmt: skip
 MOUNTED = (World.populate, World.load, World.create, World.mount, World.write)
 COMMANDS = {
     "first load": Command((), World.load, STORE),
@@ -141,8 +189,18 @@ COMMANDS = {
     "umount": Command(MOUNTED, World.unmount, ("umount:after-umount",)),
     "commit": Command(MOUNTED, World.commit, COMMIT),
     "rm": Command(MOUNTED, World.remove, TEARDOWN),
+    "volume create": Command((World.populate, World.load), World.make_volume, MAKE_VOLUME),
+    "create -v": Command((World.populate, World.load), World.make_with_volumes, MAKE_VOLUME),
+    "a volume's first use": Command(FILLED, World.fill, FILL),
+    "volume rm": Command((*WITH_VOLUMES, World.remove), World.remove_volume, REMOVE_VOLUME),
+    "rm -v": Command(WITH_VOLUMES, World.remove_with_volumes, REMOVE_VOLUME),
     "image rm": Command((World.populate, World.load), World.remove_image, REMOVE_IMAGE),
 }
+
+
+REMOVALS = {
+    World.remove, World.remove_image, World.unmount, World.remove_volume, World.remove_with_volumes,
+}  # fmt: skip
 
 
 def killed(point: str, action: Callable[[], None]) -> None:
@@ -172,6 +230,11 @@ def listed_things_are_complete(world: World) -> None:
         }
         engine.unmount_image(image["Id"])
         engine.history(image["Id"])
+    for row in engine.volumes(sizes=False):
+        inside = Path(row["Mountpoint"])
+        assert [path.read_text() for path in inside.rglob("file")] == ["v"] * len(
+            list(inside.iterdir())
+        )
     for row in engine.containers(everything=True):
         found = engine.inspect_container(row["Id"])
         merged = Path(engine.mount_container(row["Id"], volatile=False, xino=False))
@@ -190,9 +253,10 @@ def everything_can_go(world: World) -> None:
             world.engine.remove_container(name, force=True, dry_run=False)
     for row in world.engine.images():
         world.engine.remove_image(row["Id"], force=True, dry_run=False)
+    world.engine.prune_volumes(everything=True, labels={}, dry_run=False)
     # No image may name the layer of a commit, and no archive has it.
     world.engine.prune(everything=False, dry_run=False)
-    for kind in ("layers", "images", "tags", "snapshots", "containers/names", "ingest"):
+    for kind in ("layers", "volumes", "images", "tags", "snapshots", "containers/names", "ingest"):
         assert world.names(kind) == [], kind
     assert world.names("attached/merged") == []
     assert world.findings() == set()
@@ -225,12 +289,13 @@ def test_killed(world: World, name: str, point: str, then: str) -> None:
             # Nobody may take a layer away but who says so.
             assert world.findings() <= {"layer-orphan"}
     if then != "all is taken away":
-        left = set()
+        # Nothing is to be done once more: so who comes next takes the staging away.
+        left = {"staging-left"} if point == "volume:after-fill" else set()
         try:
             command.run(world)
         except NotFound:
             # What is taken away by name went with its name.
-            assert command.run in {World.remove, World.remove_image, World.unmount}
+            assert command.run in REMOVALS
             left = FINISHED_LATER
         except Conflict:
             assert point == "container:after-rename"
