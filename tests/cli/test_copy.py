@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -199,6 +200,32 @@ def test_what_goes_on_meanwhile(run: Shell, tmp_path: Path) -> None:
     assert is_idle(run)
     run("cp", "cc:/dir/many", tmp_path)
     assert len(os.listdir(tmp_path / "many")) == 4000
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_copy_that_is_stopped(run: Shell, tmp_path: Path, number: signal.Signals) -> None:
+    """No half file has the name; killed at once, the mount is the next one's to put away."""
+    with (tmp_path / "big").open("wb") as file:
+        for _ in range(200):
+            file.write(os.urandom(1 << 20))
+    (tmp_path / "before").write_text("before")
+    run("cp", tmp_path / "before", "cc:/big")
+    upper = json.loads(run("inspect", "cc").out)[0]["GraphDriver"]["Data"]["UpperDir"]
+    command = [sys.executable, "-m", "overlayctl", "--root", run.store]
+    child = subprocess.Popen([*command, "cp", tmp_path / "big", "cc:/big"])
+    deadline = time.monotonic() + 20
+    while not any(name.startswith(".overlayctl-") for name in os.listdir(upper)):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    child.send_signal(number)
+    killed = number == signal.SIGKILL
+    assert child.wait() == (-number if killed else 128 + number)
+    assert (Path(upper) / "big").read_text() == "before"
+    if not killed:
+        assert is_idle(run)
+        assert os.listdir(upper) == ["big"]
+    run("cp", tmp_path / "before", "cc:/big")
+    assert is_idle(run)
 
 
 # --- nothing outside ----------------------------------------------------------------------------
