@@ -91,17 +91,32 @@ def copy_out(
 def copy_out_tar(
     store: Store, name: str, path: bytes, write: Callable[[bytes], object], *, follow: bool
 ) -> Done:
-    """Give ``write`` a tar of what a container has at a path, by its name; mounts are no part."""
+    """Give ``write`` a tar of what a container has at a path, by its name."""
     with _from(store, name) as (container, inside), ExitStack() as owned:
         source, place = _source(inside, container, path, owned, follow=follow)
         called = source.called and place.path.rpartition(b"/")[2] if follow else source.called
-        start = b"" if source.is_directory else source.name
-        tar = TarWriter(source.parent, start=start, called=called)
-        size = 0
-        for piece in tar:
-            write(piece)
-            size += len(piece)
-    return Done(container.id, size, tar.entries, tar.notes)
+        parts = [(called, source.parent, source.name)]
+        if source.is_directory:
+            for below, there in inside.mounts_below(place.path):
+                parts.append((places.below(called, below), there.parent, there.name))
+        size = entries = 0
+        notes: dict[str, list[bytes]] = {}
+        for number, (at, parent, start) in enumerate(parts, 1):
+            others = {one for one, _, _ in parts if one != at}
+            tar = TarWriter(
+                parent,
+                leave_out=others,
+                start=b"" if start == b"." else start,
+                called=at,
+                end=number == len(parts),
+            )
+            for piece in tar:
+                write(piece)
+                size += len(piece)
+            entries += tar.entries
+            for kind, paths in tar.notes.items():
+                notes.setdefault(kind, []).extend(paths)
+    return Done(container.id, size, entries, notes)
 
 
 def copy_in(store: Store, source: str, name: str, path: bytes, *, follow: bool) -> Done:

@@ -508,6 +508,9 @@ def test_volumes_are_where_the_container_has_them(run: Shell, tmp_path: Path) ->
     with standard_input(tar(entry("data/by tar", data=b"t"))):
         run("cp", "-", "vv:/dir")
     assert Path(volume, "by tar").read_text() == "t"
+    with tarfile.open(fileobj=io.BytesIO(os.fsencode(run("cp", "vv:/dir", "-").out))) as archive:
+        names = ["dir", "dir/file", "dir/data", "dir/data/by tar", "dir/data/f"]
+        assert archive.getnames() == names
     # None of it is in the container's own tree.
     assert "/bind/" not in run("diff", "vv").out
     with tarfile.open(fileobj=io.BytesIO(os.fsencode(run("export", "vv").out))) as archive:
