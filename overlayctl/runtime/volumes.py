@@ -231,7 +231,9 @@ def prepare(store: Store, container: Container, root_fd: int) -> list[Bound]:
             directory = fd is None or stat.S_ISDIR(os.fstat(fd).st_mode)
             wanted = os.fsencode(one.target)
             _refuse_place(one, targets.resolve(wanted))
-            place = targets.resolve(wanted, make="directory" if directory else "file")
+            # A tmpfs gets the mode of what it covers: of a place that we make, its own default.
+            mode = 0 if one.source else 0o1777
+            place = targets.resolve(wanted, make="directory" if directory else "file", mode=mode)
             targets.mount(place, fd, writable=not one.read_only)
             bound.append(Bound(one, source, os.fsdecode(place)))
     return bound

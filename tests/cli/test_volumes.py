@@ -407,6 +407,27 @@ def test_mounts_lie_upon_one_another(run: Shell, tmp_path: Path) -> None:
     assert "read-only" in str(refused(run, "two"))
 
 
+def test_places_that_are_made_are_for_everybody(run: Shell, tmp_path: Path) -> None:
+    """Whatever umask the caller has; and a tmpfs has the mode of the place that it covers."""
+    make(
+        run, "one", "-v", "vv:/new/volume", "-v", f"{tmp_path}/a.tar:/other/file",
+        "--tmpfs", "/new/memory", "--tmpfs", "/own",
+    )  # fmt: skip
+    before = os.umask(0o077)
+    try:
+        with prepared(run, "one") as (merged, _):
+            modes = {
+                name: stat.S_IMODE((merged / name).stat().st_mode)
+                for name in ("new", "new/volume", "new/memory", "other", "other/file", "own")
+            }
+    finally:
+        os.umask(before)
+    assert modes == {
+        "new": 0o755, "new/volume": 0o755, "new/memory": 0o1777, "other": 0o755,
+        "other/file": 0o644, "own": 0o700,
+    }  # fmt: skip
+
+
 # --- hostile targets --------------------------------------------------------------------------
 
 
