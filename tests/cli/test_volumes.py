@@ -8,7 +8,7 @@ import os
 import stat
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +74,16 @@ def data(run: Shell, name: str) -> Path:
 
 
 @contextmanager
-def prepared(run: Shell, name: str) -> Iterator[tuple[Path, list[Bound]]]:
+def prepared(
+    run: Shell, name: str, lives: ExitStack | None = None
+) -> Iterator[tuple[Path, list[Bound]]]:
     """A container's merged view, and what is to be mounted there."""
     engine = Engine.open(run.store)
     merged = Path(engine.mount_container(name, volatile=False, xino=False))
     container = containers.resolve(engine.layout, name)
     root = os.open(merged, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        yield merged, volumes.prepare(engine.store, container, root)
+        yield merged, volumes.prepare(engine.store, container, root, lives=lives)
     finally:
         os.close(root)
         engine.unmount_container(name, lazy=False)
@@ -282,6 +284,18 @@ def test_a_volume_that_somebody_sees_is_not_exchanged(run: Shell) -> None:
             pass
         (merged / "missing/mine").write_text("mine")
     assert os.listdir(data(run, "vv")) == ["mine"]
+
+
+def test_a_volume_that_is_about_to_be_mounted_is_not_exchanged(run: Shell) -> None:
+    make(run, "one", "-v", "vv:/missing")
+    make(run, "two", "-v", "vv:/srv")
+    with ExitStack() as lives:
+        with prepared(run, "one", lives):
+            pass
+        with prepared(run, "two", lives):
+            assert os.listdir(data(run, "vv")) == []
+    with prepared(run, "two"):
+        assert os.listdir(data(run, "vv")) == ["here"]
 
 
 def test_owner_and_mode_come_along_without_content(run: Shell) -> None:
