@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from overlayctl.engine import Engine
-from overlayctl.errors import BadInput, Conflict, NotFound, OverlayctlError
+from overlayctl.errors import BadInput, Conflict, DiskFull, NotFound, OverlayctlError
 from overlayctl.runtime import volumes
 from overlayctl.runtime.volumes import Bound
 from overlayctl.store import containers
@@ -421,6 +421,15 @@ def test_mounts_lie_upon_one_another(run: Shell, tmp_path: Path) -> None:
     assert "read-only" in str(refused(run, "two"))
 
 
+def test_the_order_is_that_of_where_links_lead(run: Shell) -> None:
+    make(run, "one", "-v", "below:/dangling", "-v", "above:/made")
+    with placed(run, "one") as merged:
+        (merged / "dangling/mine").write_text("mine")
+        assert (merged / "made/below/mine").read_text() == "mine"
+    assert os.listdir(data(run, "below")) == ["mine"]
+    assert os.listdir(data(run, "above")) == ["below"]
+
+
 def test_places_that_are_made_are_for_everybody(run: Shell, tmp_path: Path) -> None:
     """Whatever umask the caller has; and a tmpfs has the mode of the place that it covers."""
     make(
@@ -593,6 +602,17 @@ def test_a_lost_record_takes_nothing_away(run: Shell) -> None:
     assert os.listdir(Path(run.store, "volumes")) == []
 
 
+def test_what_nobody_can_tell_to_be_anonymous_stays(run: Shell) -> None:
+    make(run, "one", "-v", "/anonymous")
+    (name,) = listed(run)
+    for record in ("volume.json", "keep"):
+        Path(run.store, "volumes", name, record).write_text("{")
+    run("rm", "-v", "one", sound=False)
+    run("volume", "prune", "-f", sound=False)
+    assert run("volume", "ls", "-q", sound=False).out == f"{name}\n"
+    run("volume", "rm", name)
+
+
 def inspected_unsound(run: Shell, name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(run("volume", "inspect", name, sound=False).out)[0]
     return found
@@ -664,13 +684,18 @@ def test_a_full_and_a_read_only_disk(kind: str, full: str, tmp_path: Path) -> No
         assert "read-only filesystem" in run("volume", "rm", "one", ok=5).err
         assert "read-only filesystem" in run("volume", "create", "new", ok=5).err
         remount(root, "rw")
+        run("mount", "cc")
         FULL[full](root)
         assert len(listed(run)) == 4
+        with pytest.raises(DiskFull), prepared(run, "cc"):
+            pass
+        assert os.listdir(data(run, "held")) == []
+        assert os.listdir(Path(run.store, "ingest")) == []
         assert "disk is full" in run("volume", "create", "new", ok=1, sound=False).err
         assert "in use by container cc" in run("volume", "rm", "held", ok=4, sound=False).err
         run("volume", "rm", "one", sound=False)
         run("volume", "prune", "-af", sound=False)
-        run("rm", "-v", "cc", sound=False)
+        run("rm", "-fv", "cc", sound=False)
         assert listed(run) == ["held"]
         run("volume", "rm", "held")
         assert os.listdir(Path(run.store, "volumes")) == []
