@@ -638,6 +638,7 @@ class Engine:
     def info(self) -> dict[str, Any]:
         """What this store is and what this host can."""
         from overlayctl.inspect import host
+        from overlayctl.store import volumes
 
         free = os.statvfs(self.layout.root)
         # Exclusive: what is tried copies this namespace, and with it whatever is mounted.
@@ -647,6 +648,7 @@ class Engine:
                 "Images": len(images.listed(self.layout)),
                 "Layers": len(layers.listed(self.layout)),
                 "Containers": len(containers.listed(self.layout)),
+                "Volumes": len(volumes.listed(self.layout)),
             }
         return {
             "Root": self.layout.root,
