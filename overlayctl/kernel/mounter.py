@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import assert_never
 
 from overlayctl.errors import Holder, HostCannot, InUse, KernelRefused, NotFound
-from overlayctl.kernel import inuse, libc, lowers
+from overlayctl.kernel import inuse, libc, lowers, rooted
 from overlayctl.kernel.kernellog import KernelLog
 from overlayctl.mount import MAX_LOWERS, Bind, Erofs, Mount, Overlay, Tmpfs
 
@@ -161,7 +161,7 @@ def _overlay(what: Overlay, owned: ExitStack) -> int:
             if what.volatile:
                 # What was dropped marked its work directory against a second mount.
                 with suppress(FileNotFoundError):
-                    os.rmdir(os.path.join(what.workdir, "work/incompat/volatile"))
+                    rooted.remove_tree(os.path.join(what.workdir, "work/incompat/volatile"))
             time.sleep(0.001 * 2**number)
     raise KernelRefused(
         "mount overlay", what.source, errno.EBUSY,
