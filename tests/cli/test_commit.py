@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +20,9 @@ from overlayctl.runtime.changes import changed
 from tests import filesystems
 from tests.archives import docker_archive
 from tests.cli.conftest import Shell, reset
-from tests.layer.tars import directory, entry, hardlink, tar
+from tests.layer.tars import directory, entry, hardlink, symlink, tar
 from tests.oracles import trees
+from tests.rootmount import missing, require
 
 # Not docker's, so that it is seen: its own layers' roots are 0755 and root's.
 BELOW = tar(
@@ -119,6 +124,66 @@ def test_the_same_upper_gives_the_same_layer(run: Shell, tmp_path: Path) -> None
             change(other)
             assert diff_id(other) == first, kind
             reset(other.store)
+
+
+@pytest.mark.parametrize("way", ["unpacked", "loop"])
+def test_layers_that_are_attached_otherwise(
+    run: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setenv("OVERLAYCTL_ATTACH", way)
+    loaded(run, tmp_path)
+    change(run)
+    run("commit", "cc", "made")
+    before = trees.snapshot(run.path("mount", "cc"))
+    after = trees.snapshot(run.path("image", "mount", "made"))
+    assert trees.differences(before, after) == []
+    run("umount", "cc", "made")
+
+
+def test_a_container_that_runs_goes_on(run: Shell, tmp_path: Path) -> None:
+    """And what a run only needs to mount on, as what lies on a volume, is in no image."""
+    archive = docker_archive(tmp_path / "sh.tar", [programs()], tags=("sh:1",))
+    run("load", archive)
+    run("run", "--name", "idle", "sh:1", "true")
+    config = config_of(run, run("commit", "idle").out.strip())
+    assert config["history"][-1] == {
+        "created": config["created"], "created_by": "true", "empty_layer": True
+    }  # fmt: skip
+    script = "echo 1 > /w; echo 2 > /data/v; until [ -e /stop ]; do sleep 0.05; done; echo 3 > /w"
+    program = [sys.executable, "-m", "overlayctl", "--root", run.store]
+    with subprocess.Popen(
+        [*program, "run", "--name", "rr", "-v", "/data", "sh:1", "sh", "-c", script]
+    ) as process:
+        while subprocess.run(
+            [*program, "exec", "rr", "cat", "/data/v"], capture_output=True, check=False
+        ).stdout != b"2\n":  # fmt: skip
+            time.sleep(0.05)
+        done = run("--lock-timeout", "0", "commit", "rr", "live", sound=False)
+        assert process.poll() is None
+        run("exec", "rr", "sh", "-c", ": > /stop", sound=False)
+    assert process.returncode == 0
+    assert "not in the image: what is mounted at /data" in done.err
+    assert run("layer", "cat", "live:2", "/w").out == "1\n"
+    run("commit", "rr", "later")
+    assert run("layer", "cat", "later:2", "/w").out == "3\n"
+    files = [line.split()[-1] for line in run("layer", "files", "later:2").out.splitlines()]
+    assert files == [".", "data", "stop", "w"]
+    assert config_of(run, "live")["config"]["Volumes"] == {"/data": {}}
+
+
+def programs() -> bytes:
+    """A root layer with a shell in it, and nothing to mount on."""
+    require("busybox")
+    busybox = Path(shutil.which("busybox") or "").read_bytes()
+    if b"/ld-" in busybox:
+        missing("a static busybox")
+    names = ("cat", "sh", "sleep", "true")
+    return tar(
+        directory("./"),
+        directory("bin/"),
+        entry("bin/busybox", data=busybox, mode=0o755),
+        *(symlink(f"bin/{name}", "busybox") for name in names),
+    )
 
 
 def test_an_unchanged_container_gives_no_layer(run: Shell, tmp_path: Path) -> None:
