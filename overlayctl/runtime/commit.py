@@ -29,7 +29,7 @@ from overlayctl.layer.stack import Stack
 from overlayctl.layer.stream import Candidate
 from overlayctl.layer.tar_writer import TarWriter
 from overlayctl.runtime import loading, mounts
-from overlayctl.runtime.changes import changed
+from overlayctl.runtime.changes import changed, sound
 from overlayctl.store import containers, images, layers, records, snapshots, staging
 from overlayctl.store.ingest import Wanted
 from overlayctl.whiteout import unescape
@@ -240,6 +240,7 @@ def new_config(config: dict[str, Any], container: Container, wish: Wish) -> dict
 
 def _of_the_container(inner: dict[str, Any], container: Container) -> dict[str, Any]:
     asked = container.config
+    inner = sound(inner)
     result = {key: value for key, value in inner.items() if key != "OnBuild"}
     said = {
         "Entrypoint": list(asked.entrypoint or ()) or None,

@@ -17,7 +17,7 @@ import pytest
 
 from overlayctl.errors import Usage
 from overlayctl.runtime.changes import changed
-from tests import filesystems
+from tests import archives, filesystems
 from tests.archives import docker_archive
 from tests.cli.conftest import Shell, reset
 from tests.layer.tars import directory, entry, hardlink, symlink, tar
@@ -420,6 +420,25 @@ def test_a_change(change: str, key: str, value: object) -> None:
     assert {k: v for k, v in result.items() if k not in touched} == {
         k: v for k, v in CONFIG.items() if k not in touched
     }
+
+
+def test_a_config_of_odd_types(run: Shell, tmp_path: Path) -> None:
+    """What is not of the type that it has to be is not there; what is not known stays."""
+    odd = {"Env": "A=1", "Labels": ["x"], "Volumes": 5, "Cmd": "sh", "User": [], "Odd": [1]}
+    config = json.loads(archives.config(BELOW))
+    config |= {"config": odd, "history": [None, 3], "os.version": "7", "container": "none"}
+    data = json.dumps(config).encode()
+    manifest = archives.manifest(data, BELOW)
+    described = archives.descriptor(manifest, archives.OCI + "manifest.v1+json")
+    layout = archives.layout(tmp_path / "in", archives.index(described), data, manifest, BELOW)
+    run("load", "--tag", "odd:1", layout)
+    run("create", "--name", "cc", "odd:1")
+    config = config_of(run, run("commit", "-c", "ENV B=2", "-c", "LABEL l=1", "cc").out.strip())
+    assert config["config"] == {"Env": ["B=2"], "Labels": {"l": "1"}, "Odd": [1]}
+    # Each layer has its line of history.
+    assert config["history"][:-1] == [None, 3, {}]
+    assert config["os.version"] == "7"
+    assert "container" not in config
 
 
 def test_a_command_before_or_after_the_entrypoint_stays() -> None:
