@@ -361,7 +361,11 @@ def test_refusals(run: Shell, tmp_path: Path) -> None:
     assert "pauses no process" in run("commit", "--pause", "cc", ok=2).err
     run("commit", "--no-pause", "cc")
     key = json.loads(run("inspect", "cc").out)[0]["Id"]
-    (Path(run.store, "snapshots", key, "upper") / "x").touch()
+    upper = Path(run.store, "snapshots", key, "upper")
+    upper.rename(tmp_path / "upper")
+    assert "is gone, with what was written" in run("commit", "cc", ok=6, sound=False).err
+    (tmp_path / "upper").rename(upper)
+    (upper / "x").touch()
     Path(run.store, "containers", f"{key}.json").unlink()
     refused = run("commit", key, ok=6, sound=False)
     assert f"overlayctl export -o FILE {key[:12]}" in refused.err
