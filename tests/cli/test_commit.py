@@ -488,3 +488,30 @@ def test_holes_are_zeros_that_take_no_room(run: Shell, tmp_path: Path) -> None:
         assert (view / "holes").read_bytes().strip(b"\0") == b"middle"
         assert (view / "holes").stat().st_size == 200 << 20
         run("umount", name)
+
+
+@pytest.mark.long
+def test_commits_saves_and_removals_at_once(run: Shell, tmp_path: Path) -> None:
+    """On one container that is written to: each image is whole, and nothing is left."""
+    loaded(run, tmp_path)
+    merged = run.path("mount", "cc")
+    (merged / "big").write_bytes(os.urandom(8 << 20))
+    program = f"{sys.executable} -m overlayctl --root {run.store}"
+    # Equal images of two of them are one, which the other may have removed.
+    script = f"""
+    for turn in 1 2 3 4 5 6; do
+        echo $1.$turn > {merged}/$1
+        image=$({program} commit -q -m $1.$turn cc made:$1 2> /dev/null) || exit 1
+        {program} save -o {tmp_path}/$1.tar $image || exit 2
+        {program} rmi -f $image > /dev/null 2>&1 || exit 3
+        tar -tf {tmp_path}/$1.tar > /dev/null || exit 4
+    done
+    """
+    running = [subprocess.Popen(["sh", "-c", script, "sh", str(number)]) for number in range(4)]
+    assert [one.wait() for one in running] == [0] * 4
+    (image,) = json.loads(run("images", "--json").out)
+    assert image["RepoTags"] == ["demo:latest"]
+    assert len(os.listdir(Path(run.store, "layers"))) == 1
+    assert os.listdir(Path(run.store, "ingest")) == []
+    (merged / "big").unlink()
+    run("umount", "cc")
