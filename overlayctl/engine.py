@@ -95,12 +95,15 @@ class Engine:
         *,
         reference: str | None,
         progress: Progress,
+        raw: bool = False,
     ) -> Loaded:
-        """Make an image of plain layer tars, given bottom to top."""
+        """Make an image of plain layer tars, given bottom to top; ``raw``: of upper directories."""
         from overlayctl.runtime import loading
 
         self._put_away()
-        return loading.import_layers(self.store, paths, reference=reference, progress=progress)
+        return loading.import_layers(
+            self.store, paths, reference=reference, progress=progress, raw=raw
+        )
 
     def images(self, *, filters: Sequence[str] = ()) -> list[dict[str, Any]]:
         """One row for each image that fits the filters, newest first.

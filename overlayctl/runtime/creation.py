@@ -50,7 +50,7 @@ def create(
     identifier = secrets.token_hex(32)
     with ExitStack() as made:
         volumes.find_directories(asked.mounts, made)
-        # What fails is undone under the lock: after it, another command would finish that, too.
+        # Undone under the lock: after it, whoever writes next would put away the same.
         with store.deciding() as own, ExitStack() as undo:
             found, reference = images.resolve(store.layout, image)
             said = _inner(images.config(store.layout, found))
