@@ -1,0 +1,119 @@
+"""Commands as processes of their own: what runs in containers outlives no call in this one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from overlayctl.engine import Engine
+
+RUNTIMES = ("runc", "builtin")
+NOTE = "note: the built-in runtime keeps processes apart, and is no security boundary\n"
+
+
+class Done(NamedTuple):
+    """What a command said and how it ended."""
+
+    out: str
+    err: str
+    status: int
+
+
+class Cli:
+    """Runs commands on one store, with options of its choice for those that run something."""
+
+    def __init__(self, store: str, runtime: str = "auto") -> None:
+        self.store = store
+        self.runtime = runtime
+
+    def words(self, *arguments: str) -> list[str]:
+        """The whole command."""
+        given = list(arguments)
+        if given[0] in {"run", "exec"} and self.runtime != "auto":
+            given[1:1] = ["--runtime", self.runtime]
+        return [sys.executable, "-m", "overlayctl", "--root", self.store, *given]
+
+    def __call__(
+        self, *arguments: str, ok: int | None = 0, given: bytes = b"", **more: Any
+    ) -> Done:
+        """Run a command to its end; ``ok`` is the status that it must have."""
+        command = self.words(*arguments)
+        ended = subprocess.run(
+            command, input=given, capture_output=True, check=False, timeout=60, **more
+        )
+        done = Done(os.fsdecode(ended.stdout), os.fsdecode(ended.stderr), ended.returncode)
+        done = done._replace(err=done.err.removeprefix(NOTE))
+        assert "Traceback" not in done.err, done
+        assert ok is None or done.status == ok, done
+        return done
+
+    def start(self, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
+        """Begin a command, its output a pipe."""
+        options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, **more}
+        return subprocess.Popen(self.words(*arguments), **options)
+
+    def begun(self, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
+        """Begin a command, and wait for its first line."""
+        process = self.start(*arguments, **more)
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        return process
+
+    def containers(self) -> dict[str, str]:
+        """The state of each container by name."""
+        rows = json.loads(self("ps", "-a", "--json").out)
+        return {"".join(row["Names"]).lstrip("/"): row["Status"] for row in rows}
+
+    def mounted(self) -> list[str]:
+        """The ids of containers that are mounted here."""
+        place = os.path.join(self.store, "attached", "merged")
+        with open("/proc/self/mountinfo") as table:
+            points = [line.split()[4] for line in table]
+        return [os.path.basename(point) for point in points if os.path.dirname(point) == place]
+
+    def sound(self) -> None:
+        """Nothing that ran has left anything, and check finds nothing."""
+        engine = Engine.open(self.store)
+        assert engine.check() == []
+        assert self.mounted() == []
+        for name in ("run", "held", "merged"):
+            place = engine.layout.path("attached", name)
+            assert not os.path.isdir(place) or os.listdir(place) == [], name
+        assert cgroups() == []
+
+
+def cgroups() -> list[str]:
+    """The control groups that we made and that are still there."""
+    found = []
+    for place, names, _ in os.walk("/sys/fs/cgroup"):
+        found += [os.path.join(place, name) for name in names if name.startswith("overlayctl-")]
+    return found
+
+
+def living(word: str) -> list[int]:
+    """The processes with that word among their arguments, but for those that have ended."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                words = file.read().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if any(word.encode() in one for one in words):
+            found.append(int(pid))
+    return found
+
+
+def until(holds: Callable[[], object], seconds: float = 10.0) -> bool:
+    """Whether something comes to hold in time."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if holds():
+            return True
+        time.sleep(0.01)
+    return bool(holds())
