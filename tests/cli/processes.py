@@ -8,9 +8,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from overlayctl.engine import Engine
+from tests import busybox
+from tests.store.stores import Silent
 
 RUNTIMES = ("runc", "builtin")
 NOTE = "note: the built-in runtime keeps processes apart, and is no security boundary\n"
@@ -85,6 +88,13 @@ class Cli:
             place = engine.layout.path("attached", name)
             assert not os.path.isdir(place) or os.listdir(place) == [], name
         assert cgroups() == []
+
+
+def load(cli: Cli, tmp_path: Path, *more: bytes, **options: Any) -> None:
+    """Load the image ``box``, with more entries and another configuration."""
+    archive = busybox.archive(tmp_path / "box.tar", *more, **options)
+    engine = Engine.open(cli.store, create=True)
+    engine.load(str(archive), tag=None, platform=None, progress=Silent())
 
 
 def cgroups() -> list[str]:

@@ -6,47 +6,19 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from overlayctl.engine import Engine
 from overlayctl.kernel import libc
-from tests import busybox
 from tests.cli.conftest import reset
-from tests.cli.processes import RUNTIMES, Cli
+from tests.cli.processes import Cli, load
 from tests.layer.tars import directory, entry, symlink
 from tests.rootmount import require
-from tests.store.stores import Silent
 
 DEFAULT_CAPABILITIES = 0xA80425FB
 CAP_NET_RAW = 13
-
-
-@pytest.fixture(params=RUNTIMES)
-def cli(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cli]:
-    """A store for the image ``box``; what runs in it leaves nothing."""
-    if request.param != "builtin":
-        require(request.param)
-    cli = Cli(str(tmp_path / "store"), request.param)
-    yield cli
-    if Path(cli.store).exists():
-        cli.sound()
-        reset(cli.store)
-
-
-def load(cli: Cli, tmp_path: Path, *more: bytes, **options: object) -> None:
-    """Load the image, with more entries and another configuration."""
-    archive = busybox.archive(tmp_path / "box.tar", *more, **options)
-    engine = Engine.open(cli.store, create=True)
-    engine.load(str(archive), tag=None, platform=None, progress=Silent())
-
-
-@pytest.fixture
-def box(cli: Cli, tmp_path: Path) -> Cli:
-    load(cli, tmp_path)
-    return cli
 
 
 # --- the status -------------------------------------------------------------------------------
@@ -157,7 +129,7 @@ def test_the_network_is_loopback_alone_or_the_hosts(box: Cli) -> None:
 
 
 def test_capabilities_are_dockers_and_never_more_than_the_callers(box: Cli) -> None:
-    def sets(*words: str, **more: object) -> dict[str, int]:
+    def sets(*words: str, **more: Any) -> dict[str, int]:
         out = box("run", "--rm", *words, "box", "cat", "/proc/self/status", **more).out
         pairs = [line.split(":\t") for line in out.splitlines() if line.startswith("Cap")]
         return {name: int(value, 16) for name, value in pairs}
