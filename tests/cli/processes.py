@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from overlayctl.cli import main
 from overlayctl.engine import Engine
 from tests import busybox
 from tests.store.stores import Silent
@@ -44,7 +47,14 @@ class Cli:
     def __call__(
         self, *arguments: str, ok: int | None = 0, given: bytes = b"", **more: Any
     ) -> Done:
-        """Run a command to its end; ``ok`` is the status that it must have."""
+        """Run a command to its end; ``ok`` is the status that it must have.
+
+        One that runs nothing may do so in this process, which is ten times as fast.
+        """
+        if arguments[0] not in {"run", "exec", "with"} and not more:
+            done = self._here(arguments)
+            assert ok is None or done.status == ok, done
+            return done
         command = self.words(*arguments)
         ended = subprocess.run(
             command, input=given, capture_output=True, check=False, timeout=60, **more
@@ -54,6 +64,17 @@ class Cli:
         assert "Traceback" not in done.err, done
         assert ok is None or done.status == ok, done
         return done
+
+    def _here(self, arguments: tuple[str, ...]) -> Done:
+        streams = [
+            io.TextIOWrapper(io.BytesIO(), "utf-8", "surrogateescape", "", write_through=True)
+            for _ in range(2)
+        ]
+        with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+            status = main(["--root", self.store, *arguments])
+        for stream in streams:
+            stream.seek(0)
+        return Done(streams[0].read(), streams[1].read(), status)
 
     def start(self, *arguments: str, **more: Any) -> subprocess.Popen[bytes]:
         """Begin a command, its output a pipe."""
@@ -87,7 +108,7 @@ class Cli:
         for name in ("run", "held", "merged"):
             place = engine.layout.path("attached", name)
             assert not os.path.isdir(place) or os.listdir(place) == [], name
-        assert cgroups() == []
+        assert cgroups(engine.store.id) == []
 
 
 def load(cli: Cli, tmp_path: Path, *more: bytes, **options: Any) -> None:
@@ -97,16 +118,20 @@ def load(cli: Cli, tmp_path: Path, *more: bytes, **options: Any) -> None:
     engine.load(str(archive), tag=None, platform=None, progress=Silent())
 
 
-def cgroups() -> list[str]:
-    """The control groups that we made and that are still there."""
+def cgroups(store: str) -> list[str]:
+    """The control groups that were made for a store and that are still there."""
     found = []
     for place, names, _ in os.walk("/sys/fs/cgroup"):
-        found += [os.path.join(place, name) for name in names if name.startswith("overlayctl-")]
+        ours = [name for name in names if name.startswith(f"overlayctl-{store}-")]
+        found += [os.path.join(place, name) for name in ours]
     return found
 
 
-def living(word: str) -> list[int]:
-    """The processes with that word among their arguments, but for those that have ended."""
+def living(word: str, program: str = "") -> list[int]:
+    """The processes with that word among their arguments, but for those that have ended.
+
+    Of that ``program`` alone, if one is named.
+    """
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -114,7 +139,7 @@ def living(word: str) -> list[int]:
                 words = file.read().split(b"\0")
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if any(word.encode() in one for one in words):
+        if any(word.encode() in one for one in words) and program.encode() in (b"", words[0]):
             found.append(int(pid))
     return found
 
