@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from overlayctl.layer.diff import Change
     from overlayctl.mount import Merged, Rung
     from overlayctl.runtime.commit import Committed, Wish
+    from overlayctl.runtime.copy import Done as Copying
     from overlayctl.runtime.diff import Versions
     from overlayctl.runtime.export import Exported
     from overlayctl.runtime.loading import Loaded
@@ -502,6 +503,34 @@ class Engine:
         from overlayctl.runtime import diff
 
         return diff.versions(self.store, name, path)
+
+    def copy_out(
+        self, name: str, path: bytes, target: str, *, archive: bool, follow: bool
+    ) -> Copying:
+        """Copy what a container has at ``path`` to the host."""
+        from overlayctl.runtime import copy
+
+        return copy.copy_out(self.store, name, path, target, archive=archive, follow=follow)
+
+    def copy_out_tar(
+        self, name: str, path: bytes, write: Callable[[bytes], object], *, follow: bool
+    ) -> Copying:
+        """Give ``write`` a tar of what a container has at ``path``."""
+        from overlayctl.runtime import copy
+
+        return copy.copy_out_tar(self.store, name, path, write, follow=follow)
+
+    def copy_in(self, source: str, name: str, path: bytes, *, follow: bool) -> Copying:
+        """Copy a path of the host into a container."""
+        from overlayctl.runtime import copy
+
+        return copy.copy_in(self.store, source, name, path, follow=follow)
+
+    def copy_in_tar(self, name: str, path: bytes) -> Copying:
+        """Put the tar on standard input into a directory of a container."""
+        from overlayctl.runtime import copy
+
+        return copy.copy_in_tar(self.store, name, path)
 
     def remove_container(
         self, name: str, *, force: bool, dry_run: bool, volumes: bool = False

@@ -145,7 +145,7 @@ def volume(text: str, here: str) -> Placed:
             f"{said}: too many colons",
             hint="a path with colons: --mount type=bind,source=DIR,target=/path",
         )
-    if "" in parts[:2]:
+    if "" in parts:
         raise Usage(f"{said}: a part is empty", hint="-v NAME:/path, or -v DIR:/path, or -v /path")
     if len(parts) == 1:
         return Placed("volume", "", _target(text, said), anonymous=True)
@@ -154,7 +154,7 @@ def volume(text: str, here: str) -> Placed:
             f"{said}: an anonymous volume takes no options", hint=f"-v NAME:{parts[0]}:{parts[1]}"
         )
     source, target = parts[0], _target(parts[1], said)
-    words = [word for word in parts[2].split(",") if word] if len(parts) == 3 else []
+    words = parts[2].split(",") if len(parts) == 3 else []
     _refuse_words(words, said)
     if source.startswith("~"):
         raise Usage(f"{said}: {source} is no path", hint="the shell makes one of ~ alone: $HOME")

@@ -317,7 +317,8 @@ def _layer(root: Path, number: int, cases: Iterable[Case]) -> bytes:
             command.output("umount", root / "merged")
     fd = os.open(here, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        writer = TarWriter(fd, layer=number > 0)
+        # Docker could not save what it has loaded.
+        writer = TarWriter(fd, layer=number > 0, sparse=False)
         tar = b"".join(writer)
     finally:
         os.close(fd)

@@ -35,7 +35,8 @@ _SHORT = {
     "rm": ("container", "app", "rm"),
     "commit": ("commit", "app", "commit"),
     "diff": ("diff", "app", "diff"),
-    "export": ("container", "app", "export"),
+    "cp": ("copy", "app", "cp"),
+    "export": ("copy", "app", "export"),
     "mount": ("system", "either", "mount"),
     "umount": ("system", "either", "umount"),
     "mounts": ("system", "either", "mounts"),
@@ -48,10 +49,8 @@ _VERSION = "--version"
 
 _LATER = "is not yet available in this version"
 _PROCESSES = "is not here: a container is an image and a writable layer, without a process"
-_UNPACK = "overlayctl container mount NAME, then work in the directory that it prints"
 
 _WORDS: dict[str, tuple[str, str]] = {
-    "cp": (_LATER, _UNPACK),
     "df": (_LATER, "overlayctl layer ls and image ls show sizes"),
     "whence": (_LATER, "overlayctl layer files REF:N lists one layer"),
     "find": (_LATER, "overlayctl layer files REF:N lists one layer"),

@@ -42,6 +42,12 @@ def commit(
         bool | None,
         typer.Option("--pause/--no-pause", "-p", help="Nothing is paused: only --no-pause."),
     ] = None,
+    sparse: Annotated[
+        bool,
+        typer.Option(
+            "--sparse", help="Keep holes: docker and podman load that, and cannot save it again."
+        ),
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
     """Make an image of a container: its image's layers, and what was written as one more.
@@ -61,7 +67,7 @@ def commit(
             "overlayctl pauses no process: a file that changes while it is read is named",
             hint="leave --pause out",
         )
-    wish = Wish(message, author, tuple(change or ()), _epoch())
+    wish = Wish(message, author, tuple(change or ()), _epoch(), sparse)
     with contextlib.closing(progress(quiet=quiet)) as bar:
         done = engine().commit(container, reference=reference, wish=wish, progress=bar)
     if done.moved is not None:

@@ -25,9 +25,11 @@ app = render.noun(
     more={
         "bundle": "process",
         "commit": "commit",
+        "cp": "copy",
         "create": "making",
         "diff": "diff",
         "exec": "process",
+        "export": "copy",
         "run": "process",
     },
 )
@@ -148,52 +150,6 @@ def unmount(
     """Unmount containers; what was written stays."""
     store = engine()
     return render.let_go(names, lambda name: store.unmount_container(name, lazy=lazy))
-
-
-@app.command("export", cls=Verb)
-def export(
-    container: Annotated[str, typer.Argument(metavar="CONTAINER")],
-    *,
-    output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FILE", help="Else standard output.")
-    ] = "-",
-) -> None:
-    """Write a container's merged tree as a tar, mounted or not.
-
-    Where the record of its layers is lost: what was written in it, as a layer's tar.
-    """
-    from overlayctl.cli import output as outputs
-
-    with outputs.opened(output) as write:
-        done = engine().export_container(container, write)
-    if done.upper_only:
-        note("note: the record of its layers is lost: this is what was written, as a layer")
-    for kind, paths in done.notes.items():
-        for path in paths:
-            note(f"note: {render.printable(path or b'.')}: {kind}")
-    if asked.json and output != "-":
-        render.document(
-            {
-                "Id": done.id,
-                "Output": output,
-                "Size": done.size,
-                "UpperOnly": done.upper_only,
-                "Notes": [
-                    {"Note": kind, **render.named("Path", path or b".")}
-                    for kind, paths in done.notes.items()
-                    for path in paths
-                ],
-            }
-        )
-
-
-@app.command("rename", cls=Verb)
-def rename(
-    container: Annotated[str, typer.Argument(metavar="CONTAINER")],
-    name: Annotated[str, typer.Argument(metavar="NEW_NAME")],
-) -> None:
-    """Give a container another name."""
-    engine().rename_container(container, name)
 
 
 @app.command("prune", cls=Verb)

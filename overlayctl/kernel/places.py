@@ -25,6 +25,11 @@ def at(parent: int, name: bytes) -> int:
     return os.open(name or b".", FLAGS, dir_fd=parent)
 
 
+def below(top: bytes, path: bytes) -> bytes:
+    """The path of what is at ``path`` below ``top``; empty is the place itself."""
+    return top + b"/" + path if top and path else top or path
+
+
 def link(place: int) -> str:
     """The path that leads to the place."""
     return f"/proc/self/fd/{place}"

@@ -79,15 +79,22 @@ class TreeCopy:
     def copy(
         self, source: int, name: bytes, renamed: bytes, *, hidden: Collection[bytes] = ()
     ) -> Copied:
-        """As ``copy_tree``; the numbers are of all calls. Of ``hidden`` paths nothing is copied."""
+        """As ``copy_tree``; the numbers are of all calls. Below ``hidden`` paths nothing is copied.
+
+        What ``renamed`` has above its last name is made if it is missing.
+        """
         directories: list[tuple[_Known, Attributes]] = []
+        name, renamed = (b"" if one == b"." else one for one in (name, renamed))
         pending = [b""]
         with Parents(source) as sources, Parents(self._target) as targets:
+            parts = renamed.split(b"/")
+            for depth in range(1, len(parts)):
+                self._directory(b"/".join(parts[:depth]), targets)
             while pending:
                 path = pending.pop()
                 with _told(path or name):
                     try:
-                        place = places.at(*sources.of(_below(name, path)))
+                        place = places.at(*sources.of(places.below(name, path)))
                     except OSError as error:
                         if error.errno not in places.GONE or not path:
                             raise
@@ -95,16 +102,16 @@ class TreeCopy:
                         continue
                     try:
                         info = os.fstat(place)
-                        where = _below(renamed, path)
+                        where = places.below(renamed, path)
                         if not stat.S_ISDIR(info.st_mode):
                             self._leaf(place, info, path, where, targets)
                         elif (info.st_dev, info.st_ino) in self._own:
                             self._note(ITSELF, path)
                         else:
                             made = self._directory(where, targets)
-                            start = path + b"/" if path else b""
-                            below = (start + child for child in places.names(place))
-                            pending += [one for one in below if one not in hidden]
+                            if path not in hidden:
+                                names = places.names(place)
+                                pending += [places.below(path, one) for one in names]
                             if where:
                                 directories.append((made, self._attributes(place, info)))
                     finally:
@@ -197,7 +204,7 @@ class TreeCopy:
         try:
             size = info.st_size
             for offset, length in places.data(fd, size):
-                done = copy_range(fd, made, offset, length)
+                done = copy_range(fd, made, offset, length, to=offset)
                 self._size += done
                 if done < length:
                     size = offset + done
@@ -226,36 +233,31 @@ class TreeCopy:
             self._note(XATTR_REFUSED, path)
 
 
-def copy_range(source: int, target: int, offset: int, length: int) -> int:
-    """Copy bytes to the same offset, sharing blocks where that can be; how many there were."""
+def copy_range(source: int, target: int, offset: int, length: int, *, to: int) -> int:
+    """Copy bytes to the offset ``to``, sharing blocks where that can be; how many there were."""
     end = offset + length
     at = offset
     by_hand = False
     while at < end:
-        if not by_hand:
+        there = to + at - offset
+        if by_hand:
+            piece = os.pread(source, min(_PIECE, end - at), at)
+            done = len(piece)
+            view = memoryview(piece)
+            while view:
+                view = view[os.pwrite(target, view, there + done - len(view)) :]
+        else:
             try:
-                done = os.copy_file_range(source, target, end - at, at, at)
+                done = os.copy_file_range(source, target, end - at, at, there)
             except OSError as error:
                 if error.errno not in _BY_HAND:
                     raise
                 by_hand = True
                 continue
-        else:
-            view = memoryview(os.pread(source, min(_PIECE, end - at), at))
-            done = len(view)
-            while view:
-                view = view[os.pwrite(target, view, at + done - len(view)) :]
         if not done:
             break
         at += done
     return at - offset
-
-
-def _below(top: bytes, path: bytes) -> bytes:
-    """The path of what is at ``path`` below ``top``; ``.`` is no name."""
-    if top == b".":
-        return path
-    return top + b"/" + path if path else top
 
 
 @contextmanager

@@ -42,17 +42,21 @@ _TYPES = {
     stat.S_IFIFO: b"6",
 }
 _PIECE = 1 << 20
+_HOLE = bytes(_PIECE)
 _GATHERED = 1 << 18
 
 
 class TarWriter:
     """The tar of the tree below ``root``, an fd of a directory that stays the caller's.
 
-    Iterate once for its bytes. Then ``notes`` maps a kind of remark to the paths it is about:
-    what could not be told, what changed meanwhile. Paths in ``leave_out`` are passed over, with
-    what is below them; times after ``latest``, in seconds, become that. Raises OSError naming
-    what cannot be read, BadInput for an upper directory that means nothing without the layers
-    below.
+    Iterate once for its bytes. Then ``entries`` is how many there are, and ``notes`` maps a kind
+    of remark to the paths it is about: what could not be told, what changed meanwhile. Paths in
+    ``leave_out`` are passed over, with what is below them; times after ``latest``, in seconds,
+    become that. With ``start`` it is what lies there, named ``called``. Without ``sparse`` holes
+    are written as zeros: so the tar does not depend on where the tree lies, and docker and podman
+    can save what they have loaded (both keep a sparse layer, and cannot read it back). Raises
+    OSError naming what cannot be read, BadInput for an upper directory that means nothing without
+    the layers below.
     """
 
     def __init__(
@@ -60,14 +64,21 @@ class TarWriter:
         root: int,
         *,
         layer: bool = False,
+        sparse: bool = True,
         leave_out: Collection[bytes] = (),
         latest: int | None = None,
+        start: bytes = b"",
+        called: bytes = b"",
     ) -> None:
         self.notes: dict[str, list[bytes]] = {}
         self._root = root
         self._layer = layer
+        self._sparse = sparse
         self._leave_out = leave_out
+        self.entries = 0
         self._latest = latest
+        self._start = start
+        self._called = called
         self._names: dict[tuple[int, int], bytes] = {}
 
     def __iter__(self) -> Iterator[bytes]:
@@ -89,11 +100,12 @@ class TarWriter:
         pending = [b""]
         with Parents(self._root) as parents:
             while pending:
-                path = pending.pop()
+                below = pending.pop()
+                path = places.below(self._called, below)
                 if path in self._leave_out:
                     continue
                 try:
-                    parent, name = parents.of(path)
+                    parent, name = parents.of(places.below(self._start, below))
                     place = places.at(parent, name)
                 except OSError as error:
                     if error.errno not in places.GONE:
@@ -106,8 +118,7 @@ class TarWriter:
                         self._note(NAMED_AS_WHITEOUT, path)
                         continue
                     if stat.S_ISDIR(info.st_mode):
-                        start = path + b"/" if path else b""
-                        pending += [start + child for child in places.names(place)]
+                        pending += [places.below(below, child) for child in places.names(place)]
                     yield from self._entry(path, place, info)
                 except OSError as error:
                     raise OSError(error.errno, error.strerror, os.fsdecode(path)) from error
@@ -144,6 +155,7 @@ class TarWriter:
     def _header(self, member: Member) -> bytes:
         if self._latest is not None and (member.mtime, member.mtime_ns) > (self._latest, 0):
             member = member._replace(mtime=self._latest, mtime_ns=0)
+        self.entries += 1
         return header(member)
 
     def _carried(self, path: bytes, xattrs: Xattrs) -> Xattrs:
@@ -171,9 +183,13 @@ class TarWriter:
         fd = places.read(place)
         try:
             extents = _extents(fd, info.st_size)
-            yield self._header(_member(path, b"0", info, xattrs=xattrs, extents=extents))
+            told = extents if self._sparse else None
+            yield self._header(_member(path, b"0", info, xattrs=xattrs, extents=told))
             length = 0
             for offset, size in ((0, info.st_size),) if extents is None else extents:
+                if told is None:
+                    yield from _zeros(offset - length)
+                    length = offset
                 yield from _content(fd, offset, size)
                 length += size
             yield padding(length)
@@ -225,3 +241,10 @@ def _content(fd: int, offset: int, length: int) -> Iterator[bytes]:
         piece = piece or bytes(min(_PIECE, end - offset))
         yield piece
         offset += len(piece)
+
+
+def _zeros(length: int) -> Iterator[bytes]:
+    """What a hole reads as."""
+    while length > 0:
+        yield _HOLE[:length]
+        length -= len(_HOLE)

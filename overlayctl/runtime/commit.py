@@ -69,12 +69,16 @@ class Committed(NamedTuple):
 
 
 class Wish(NamedTuple):
-    """What the image is to say: ``changes`` in a Dockerfile's words, ``epoch`` in seconds."""
+    """What the image is to say: ``changes`` in a Dockerfile's words, ``epoch`` in seconds.
+
+    ``sparse`` is whether files with holes keep them, see ``TarWriter``.
+    """
 
     message: str = ""
     author: str = ""
     changes: Sequence[str] = ()
     epoch: int | None = None
+    sparse: bool = False
 
 
 def commit(
@@ -107,7 +111,9 @@ def commit(
         ]
         left_out, written = _written(upper, Stack(below))
         layer = Candidate(os.path.join(place, "layer"), 0, "the container's layer")
-        tar = TarWriter(upper, layer=True, leave_out=left_out, latest=wish.epoch)
+        tar = TarWriter(
+            upper, layer=True, sparse=wish.sparse, leave_out=left_out, latest=wish.epoch
+        )
         progress.start(None, 1)
         if written:
             layer.receive(tar, progress.advance)

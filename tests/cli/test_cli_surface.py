@@ -28,7 +28,7 @@ COMMANDS: list[tuple[str, ...]] = [
     (group, verb) for group, verbs in GROUPS.items() for verb in verbs.split()
 ]
 COMMANDS += [(word,) for word in SHORT]
-_ELSEWHERE = "cp pull push build start stop logs"
+_ELSEWHERE = "pull push build start stop logs"
 ELSEWHERE = _ELSEWHERE.split()
 
 

@@ -11,11 +11,8 @@ from typing import Any
 
 import pytest
 
-from overlayctl.engine import Engine
 from overlayctl.errors import Usage
-from overlayctl.placed import Placed
 from overlayctl.runtime.changes import changed
-from overlayctl.store.containers import Config
 from tests import filesystems
 from tests.archives import docker_archive
 from tests.cli.conftest import Shell, reset
@@ -215,10 +212,7 @@ def test_the_moment_can_be_given(
 def test_what_is_said_of_it(run: Shell, tmp_path: Path) -> None:
     """Sockets, and what is mounted in it, are no part of an image; a tag that moves is told."""
     loaded(run, tmp_path)
-    placed = Config(
-        mounts=(Placed("volume", "v", "/data", anonymous=True), Placed("bind", "/srv", "/srv"))
-    )
-    Engine.open(run.store).create("demo", name="placed", asked=placed)
+    run("create", "--name", "placed", "-v", "/data", "-v", "/srv:/srv", "demo")
     done = run("commit", "placed", "demo")
     assert "not in the image: what is mounted at /data, /srv" in done.err
     assert "note: demo:latest was " in done.err
@@ -384,3 +378,25 @@ def test_no_change(change: str) -> None:
         changed(CONFIG, [change])
     assert repr(change) in str(error.value)
     assert error.value.hint
+
+
+def test_holes_are_zeros_that_take_no_room(run: Shell, tmp_path: Path) -> None:
+    """Docker and podman cannot save a layer again that has sparse files, though they load it."""
+    loaded(run, tmp_path)
+    merged = Path(run("mount", "cc").out[:-1])
+    with (merged / "holes").open("wb") as file:
+        file.truncate(200 << 20)
+        file.seek(100 << 20)
+        file.write(b"middle")
+    run("umount", "cc")
+    whole = json.loads(run("commit", "--json", "cc", "whole").out)
+    assert whole["Size"] > 200 << 20
+    layer = Path(run.store, "layers", whole["DiffID"].removeprefix("sha256:"), "layer.erofs")
+    assert layer.stat().st_blocks * 512 < 4 << 20
+    few = json.loads(run("commit", "--json", "--sparse", "cc", "few").out)
+    assert few["Size"] < 1 << 20
+    for name in ("whole", "few"):
+        view = Path(run("image", "mount", name).out[:-1])
+        assert (view / "holes").read_bytes().strip(b"\0") == b"middle"
+        assert (view / "holes").stat().st_size == 200 << 20
+        run("umount", name)
