@@ -16,6 +16,7 @@ from contextlib import suppress
 from typing import NamedTuple, NoReturn
 
 from overlayctl.kernel import libc, mounttable
+from overlayctl.kernel.waiting import PASSED
 
 # What a program, and what it is made of, may lie on.
 _PROGRAMS = (
@@ -80,19 +81,22 @@ def start(act: Callable[[], NoReturn], *, alone: bool, keep: Iterable[int]) -> i
     """Let a new process ``act``; its pid. It ends with this one, killed, whatever happens.
 
     ``alone`` has it be the first of a new pid namespace. Of the open files it gets the
-    standard ones and ``keep``.
+    standard ones and ``keep``. The signals that are passed on wait until it says ``listen``.
     """
     # Nothing that is still in a buffer is written twice.
     sys.stdout.flush()
     sys.stderr.flush()
     parent = os.pidfd_open(os.getpid())
+    # No handler of this process may run in the new one.
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED)
+    child = -1
     try:
         child = _fork_alone() if alone else os.fork()
-    except OSError:
-        os.close(parent)
-        raise
+    finally:
+        if child:
+            os.close(parent)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     if child:
-        os.close(parent)
         return child
     try:
         libc.die_with_parent(signal.SIGKILL)
@@ -100,11 +104,20 @@ def start(act: Callable[[], NoReturn], *, alone: bool, keep: Iterable[int]) -> i
         if not select.select([parent], [], [], 0)[0]:
             for number in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python
                 signal.signal(number, signal.SIG_DFL)
+            for number in PASSED:
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, signal.SIG_DFL)
+            signal.set_wakeup_fd(-1)
             _close_all_but(keep)
             act()
     finally:
         # Nothing of the parent's may run in here.
         os._exit(125)
+
+
+def listen() -> None:
+    """Let the signals come that have waited since this process was started."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED)
 
 
 def _fork_alone() -> int:

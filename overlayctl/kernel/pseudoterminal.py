@@ -11,8 +11,10 @@ import stat
 import struct
 import termios
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+
+from overlayctl.kernel.waiting import drain
 
 _TIOCGPTPEER = 0x5441
 _SIZE = "HHHH"
@@ -67,10 +69,11 @@ def raw(fd: int) -> Iterator[None]:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
-def serve(master: int, *, typed: bool) -> None:
+def serve(master: int, woken: int, again: Callable[[], float | None], *, typed: bool) -> None:
     """Copy between the caller's standard input and output and the terminal, until it hangs up.
 
     ``typed`` is whether the input counts. A change of the caller's window is passed on.
+    ``woken`` and ``again`` are for signals, as ``waiting.end`` has them.
     """
     copy_size(master)
     before = signal.signal(signal.SIGWINCH, lambda *_: copy_size(master))
@@ -78,7 +81,9 @@ def serve(master: int, *, typed: bool) -> None:
     try:
         with raw(0):
             while True:
-                ready, _, _ = select.select([master, *source], [], [])
+                ready, _, _ = select.select([master, woken, *source], [], [], again())
+                if woken in ready:
+                    drain(woken)
                 if 0 in ready:
                     piece = os.read(0, 1 << 16)
                     if not piece:

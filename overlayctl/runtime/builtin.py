@@ -9,20 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple, NoReturn
 
 from overlayctl.errors import CannotExecute, CommandNotFound, HostCannot, OverlayctlError
-from overlayctl.kernel import furnishing, libc, namespaces, privileges, pseudoterminal
+from overlayctl.kernel import furnishing, libc, namespaces, privileges, pseudoterminal, waiting
 from overlayctl.runtime import talk
 from overlayctl.runtime.bundle import READ_ONLY, Process
-
-FORWARDED = (
-    signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
-    signal.SIGWINCH,
-)  # fmt: skip
-"""The signals that a container's process gets in the place of this one."""
 
 
 class Placement(NamedTuple):
@@ -105,6 +99,7 @@ def execute(process: Process, end: socket.socket) -> NoReturn:
         privileges.become(process.user.uid, process.user.gid, process.user.groups)
         libc.die_with_parent(signal.SIGKILL)
     environment = dict(one.split("=", 1) for one in process.environment)
+    namespaces.listen()
     try:
         os.execvpe(process.words[0], process.words, environment)  # noqa: S606
     except OSError as error:
@@ -144,29 +139,6 @@ def telling(end: socket.socket, what: str) -> Iterator[None]:
 
 
 def follow(child: int) -> int:
-    """Wait for ``child``, signals being passed on; its exit status, as a shell has it.
-
-    Whatever else is left to this process is reaped.
-    """
-    for number in FORWARDED:
-        signal.signal(number, passing(lambda number: os.kill(child, number)))
-    while True:
-        pid, status = os.waitpid(-1, 0)
-        if pid == child:
-            return exit_status(status)
-
-
-def passing(act: Callable[[int], None]) -> Callable[[int, object], None]:
-    """A signal handler that gives the signal to ``act``."""
-
-    def handle(number: int, _frame: object) -> None:
-        with suppress(ProcessLookupError):
-            act(number)
-
-    return handle
-
-
-def exit_status(status: int) -> int:
-    """What a shell makes of a wait status: 128 and the number for a signal."""
-    code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else 128 - code
+    """Wait for ``child``, signals being passed on; its exit status, as a shell has it."""
+    with waiting.passing(lambda number: os.kill(child, number)) as woken:
+        return waiting.end(child, woken)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from overlayctl.errors import HostCannot, NotFound
-from overlayctl.kernel import libc, privileges, rooted
+from overlayctl.kernel import libc, privileges, rooted, waiting
 from overlayctl.runtime import builtin, bundle, outer, running, talk
 from overlayctl.runtime.users import User
 
@@ -86,7 +86,7 @@ def _tried(store: Store, program: str) -> str:
 def _try(store: Store, program: str, *, sees_cgroup: bool) -> str:
     """Run a shell that does nothing, with this host's own root; why not, or nothing."""
     layout = store.layout
-    key = f"trial.{os.getpid()}"
+    key = f"{running.TRIAL}.{os.getpid()}"
     own = running.begin(store, key)
     rooted_at = layout.merged(key)
     try:
@@ -94,7 +94,7 @@ def _try(store: Store, program: str, *, sees_cgroup: bool) -> str:
             ("/bin/sh", "-c", ":"), (f"PATH={_PLACES}",), "/", User(0, 0, (0,), "/"),
             terminal=False, capabilities=privileges.handed_on(),
         )  # fmt: skip
-        name = running.cgroup(own)
+        name = running.cgroup(store, own)
         room = bundle.Room(
             rooted_at, "trial", "none", read_only=True, cgroup=name, sees_cgroup=sees_cgroup
         )
@@ -113,12 +113,12 @@ def _try(store: Store, program: str, *, sees_cgroup: bool) -> str:
             heard = talk.hear(ours)
         ours.close()
         os.close(run)
-        status = builtin.exit_status(os.waitpid(child, 0)[1])
+        status = waiting.exit_status(os.waitpid(child, 0)[1])
         if heard.error is not None:
             return str(heard.error)
         return "" if status == 0 else failure(own) or f"it ends with {status}"
     finally:
-        running.clear(own)
+        running.clear(store, own)
         rooted.remove_tree(layout.run(key), ignore_errors=True)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 from typing import TYPE_CHECKING
 
 from overlayctl.kernel import libc
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from overlayctl.runtime.bundle import Process
 
 _ELSEWHERE = ("/dev/", "/proc/", "/sys/")
+# EM_X86_64 executes EM_386 as well, EM_AARCH64 EM_ARM.
+_ALSO = {62: 3, 183: 40}
 
 
 def refuse_missing(root: int, process: Process) -> None:
@@ -34,11 +37,18 @@ def refuse_missing(root: int, process: Process) -> None:
     denied = False
     for place in places:
         try:
-            mode = _mode(root, place)
+            fd = _open(root, place)
         except FileNotFoundError:
             continue
-        if mode is None or (stat.S_ISREG(mode) and mode & 0o111):
+        if fd is None:
             return
+        try:
+            mode = os.fstat(fd).st_mode
+            if stat.S_ISREG(mode) and mode & 0o111:
+                _refuse_no_program(root, fd, word)
+                return
+        finally:
+            os.close(fd)
         denied = True
     if denied:
         raise builtin.not_executed(word, os.strerror(errno.EACCES))
@@ -47,23 +57,57 @@ def refuse_missing(root: int, process: Process) -> None:
     )
 
 
-def _mode(root: int, place: str) -> int | None:
-    """The mode of what is there; None where that cannot be told. Raises FileNotFoundError."""
+def _refuse_no_program(root: int, fd: int, word: str) -> None:
+    """Raise CannotExecute for a file that no kernel of this machine executes (execve(2)).
+
+    Where others were registered (binfmt_misc), that cannot be told.
+    """
+    with open(f"/proc/self/fd/{fd}", "rb", buffering=0) as file:
+        start = file.read(256)
+    if start.startswith(b"#!"):
+        interpreter = os.fsdecode(b"".join(start[2:].split(b"\n")[0].split()[:1]))
+        try:
+            found = _open(root, os.path.join("/", interpreter))
+        except FileNotFoundError as error:
+            raise builtin.not_executed(
+                word, f"its interpreter {interpreter} is not there", error
+            ) from None
+        if found is not None:
+            os.close(found)
+    elif not _may_be_known(start) and not _others_are_registered():
+        raise builtin.not_executed(word, os.strerror(errno.ENOEXEC))
+
+
+def _may_be_known(start: bytes) -> bool:
+    """Whether it is a program, and of this machine (elf(5))."""
+    if not start.startswith(b"\x7fELF"):
+        return False
+    with open("/proc/self/exe", "rb") as file:
+        own = int.from_bytes(file.read(20)[18:], sys.byteorder)
+    its = int.from_bytes(start[18:20], sys.byteorder)
+    return its in {own, _ALSO.get(own)}
+
+
+def _others_are_registered() -> bool:
+    try:
+        return bool(set(os.listdir("/proc/sys/fs/binfmt_misc")) - {"register", "status"})
+    except OSError:
+        return False
+
+
+def _open(root: int, place: str) -> int | None:
+    """An O_PATH fd of what is there; None where that cannot be told. Raises FileNotFoundError."""
     if place.startswith(_ELSEWHERE):
         return None
     rules = libc.RESOLVE_IN_ROOT | libc.RESOLVE_NO_MAGICLINKS
     try:
-        fd = libc.openat2(root, place, os.O_PATH, resolve=rules)
+        return libc.openat2(root, place, os.O_PATH, resolve=rules)
     except (FileNotFoundError, NotADirectoryError):
         if _leads_elsewhere(root, place):
             return None
         raise FileNotFoundError(errno.ENOENT, "not there", place) from None
     except OSError:
         return None
-    try:
-        return os.fstat(fd).st_mode
-    finally:
-        os.close(fd)
 
 
 def _leads_elsewhere(root: int, place: str) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from overlayctl.errors import HostCannot
-from overlayctl.kernel import cgroups, namespaces
+from overlayctl.kernel import cgroups, libc, namespaces
 from overlayctl.runtime import builtin
 from overlayctl.runtime.builtin import telling
 
@@ -45,6 +47,8 @@ def start(joined: Running, process: Process, end: socket.socket, *, stdin: bool)
     """Start the process in there; the pid of one that waits for it and passes signals on."""
     proc = first_process(joined)
 
+    parent = os.getpid()
+
     def act() -> NoReturn:
         with telling(end, "cannot enter the container"):
             os.setsid()
@@ -60,6 +64,24 @@ def start(joined: Running, process: Process, end: socket.socket, *, stdin: bool)
                 lambda: builtin.execute(process, end), alone=False, keep=[end.fileno()]
             )
         end.close()
+        _end_with(parent, child)
         os._exit(builtin.follow(child))
 
     return namespaces.start(act, alone=False, keep=[end.fileno()])
+
+
+def _end_with(parent: int, child: int) -> None:
+    """When ``parent`` ends have ``child`` ended, and wait for it.
+
+    Killed like others, this process would leave it to the host's first process, which may
+    never look: and what is left unlooked at keeps a pid namespace from ending.
+    """
+
+    def orphaned(_number: int, _frame: object) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+
+    signal.signal(signal.SIGALRM, orphaned)
+    libc.die_with_parent(signal.SIGALRM)
+    if os.getppid() != parent:
+        orphaned(0, None)

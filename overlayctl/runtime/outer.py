@@ -63,6 +63,7 @@ def start(launch: Launch, end: socket.socket) -> int:
             talk.ready(end)
             if launch.program:
                 _stage(launch)
+                namespaces.listen()
                 os.execv(launch.program, _command(launch))  # noqa: S606
             child = builtin.run(launch.process, launch.built, launch.attached, end)
             _note_pid(launch.run, launch.own, child)

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from overlayctl.kernel import furnishing, libc
+from overlayctl.placed import is_of_kernel
 from overlayctl.runtime.builtin import Placement
 from overlayctl.runtime.bundle import Source
 from overlayctl.runtime.targets import Targets
@@ -37,13 +38,16 @@ _PROPAGATION = {"shared": libc.MS_SHARED, "slave": libc.MS_SLAVE, "private": lib
 def files(root: int, directory: str, names: Iterable[str], taken: Iterable[str]) -> dict[str, str]:
     """Where in the container its own files are mounted, and what is; ``root`` is its merged root.
 
-    The places are there then, on whose way no link is. What is ``taken`` is somebody else's.
+    The places are there then, on whose way no link is. What is ``taken`` is somebody else's,
+    and an image whose link leads into a filesystem of the kernel does without the file.
     """
     places = Targets(root)
     found = {}
     for name in names:
-        place = os.fsdecode(places.resolve(os.fsencode(f"/etc/{name}"), make="file"))
-        if place not in taken:
+        wanted = os.fsencode(f"/etc/{name}")
+        place = os.fsdecode(places.resolve(wanted))
+        if place not in taken and not is_of_kernel(place):
+            places.resolve(wanted, make="file")
             found[place] = os.path.join(directory, name)
     return found
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import signal
 import stat
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from overlayctl.errors import Conflict, HostCannot, NotFound, OverlayctlError, Usage
-from overlayctl.kernel import libc, privileges, pseudoterminal, rooted
+from overlayctl.kernel import libc, privileges, pseudoterminal, rooted, waiting
 from overlayctl.runtime import (
     builtin,
     bundle,
@@ -157,7 +157,7 @@ def _foreground(
     merged = mounted(store, container)
     own = running.begin(store, container.id)
     with ExitStack() as owned:
-        owned.callback(running.clear, own)
+        owned.callback(running.clear, store, own)
         chosen = engines.choose(store, runtime)
         if not chosen.program:
             note(_BUILTIN)
@@ -168,14 +168,14 @@ def _foreground(
         _refuse_links(root)
         if chosen.program and not config.mounts:
             executable.refuse_missing(root, process)
-        bounds = volumes.prepare(store, container, root)
+        bounds = volumes.prepare(store, container, root, lives=owned)
         names = write_files(layout.run(container.id), hostname, config.network)
         taken = [one.target for one in bounds]
         files = placing.files(root, layout.run(container.id), names, taken)
         placements, sources = placing.place(owned, own, root, bounds, files)
         room = bundle.Room(
             merged, hostname, config.network, config.read_only,
-            tuple(sources), running.cgroup(own), chosen.sees_cgroup,
+            tuple(sources), running.cgroup(store, own), chosen.sees_cgroup,
         )  # fmt: skip
         if chosen.program:
             with open(os.path.join(own, "config.json"), "wb") as file:
@@ -185,16 +185,19 @@ def _foreground(
         built = builtin.Built(root, tuple(placements), hostname, config.network, config.read_only)
         launch = outer.Launch(
             chosen.program, process, built, merged, layout.attached, layout.run(container.id),
-            run_files, own, running.cgroup(own), command.stdin,
+            run_files, own, running.cgroup(store, own), command.stdin,
         )  # fmt: skip
         ours, theirs = talk.pair()
         owned.callback(ours.close)
         with theirs, store.locked():
             child = outer.start(launch, theirs)
+            owned.push(waiting.killing(child))
             heard = talk.hear(ours)
         running.note(own, child, first=first, words=process.words)
-        status = wait(child, ours, heard, typed=command.stdin)
-        if chosen.program and status and not os.path.exists(os.path.join(own, "pid")):
+        pid_file = os.path.join(own, "pid")
+        listens = pid_file if chosen.program else ""
+        status = wait(child, ours, heard, typed=command.stdin, note=listens)
+        if chosen.program and status and not os.path.exists(pid_file):
             raise _not_begun(process.words[0], engines.failure(own))
     return status
 
@@ -211,6 +214,7 @@ def _join(store: Store, container: Container, command: Command, joined: running.
         owned.callback(ours.close)
         with theirs:
             child = joining.start(joined, process, theirs, stdin=command.stdin)
+            owned.push(waiting.killing(child))
         return wait(child, ours, talk.Heard(), typed=command.stdin)
 
 
@@ -290,43 +294,59 @@ def _not_begun(word: str, said: str) -> OverlayctlError:
     return HostCannot(f"the runtime could not begin: {said}", hint="--runtime builtin")
 
 
-def wait(child: int, ours: socket.socket, heard: talk.Heard, *, typed: bool) -> int:
+def wait(child: int, ours: socket.socket, heard: talk.Heard, *, typed: bool, note: str = "") -> int:
     """Wait for the process, signals being passed on; its exit status.
 
-    ``heard`` is what it has told before.
+    ``heard`` is what it has told before. ``note`` is a file that is there when it listens to
+    signals.
     """
-    with _passing_on(child):
+    signals = _Signals(child)
+    with waiting.passing(signals.pass_on) as woken:
         try:
             if heard.error is None:
                 heard = talk.hear(ours)
-            if heard.terminal is not None:
-                with os.fdopen(heard.terminal, "rb") as served:
+            with ExitStack() as served:
+                if heard.terminal is not None:
+                    terminal = heard.terminal
+                    served.callback(os.close, terminal)
                     heard = talk.hear(ours)
+                    signals.listens = lambda: not note or os.path.exists(note)
                     if heard.error is None:
-                        pseudoterminal.serve(served.fileno(), typed=typed)
+                        pseudoterminal.serve(terminal, woken, signals.again, typed=typed)
         finally:
-            status = builtin.exit_status(os.waitpid(child, 0)[1])
+            signals.listens = lambda: not note or os.path.exists(note)
+            status = waiting.end(child, woken, signals.again)
     if heard.error is not None:
         raise heard.error
     return status
 
 
-@contextmanager
-def _passing_on(child: int) -> Iterator[None]:
-    """Give ``child`` the signals that this command gets; who insists ends it for good."""
-    asked = 0
+class _Signals:
+    """Gives ``child`` the signals that this command gets; who insists ends it for good.
 
-    def act(number: int) -> None:
-        nonlocal asked
-        asked += number in (signal.SIGINT, signal.SIGTERM)
-        os.kill(child, signal.SIGKILL if asked >= _IMPATIENT else number)
+    What comes before it ``listens`` is kept: the first process of a pid namespace does not
+    notice what it has no handler for.
+    """
 
-    before = {}
-    try:
-        for number in builtin.FORWARDED:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # what nohup has set, stays
-                before[number] = signal.signal(number, builtin.passing(act))
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+    def __init__(self, child: int) -> None:
+        self._child = child
+        self._insisted = 0
+        self._kept: list[int] = []
+        self.listens: Callable[[], bool] = lambda: False
+
+    def pass_on(self, number: int) -> None:
+        """Take a signal."""
+        self._insisted += number in (signal.SIGINT, signal.SIGTERM)
+        if self._insisted >= _IMPATIENT:
+            os.kill(self._child, signal.SIGKILL)
+        self._kept.append(number)
+        self.again()
+
+    def again(self) -> float | None:
+        """Pass on what was kept; in how many seconds to try again."""
+        if self._kept and self.listens():
+            kept, self._kept = self._kept, []
+            for number in kept:
+                with suppress(ProcessLookupError):
+                    os.kill(self._child, number)
+        return 0.01 if self._kept else None

@@ -150,7 +150,7 @@ def take_away(
     upper = store.layout.snapshot(found.id, "upper")
     inuse.refuse_used([upper] if os.path.isdir(upper) else [])
     forget_mountpoint(store, found.id)
-    rooted.remove_tree(store.layout.run(found.id), ignore_errors=True)
+    running.forget(store, found.id)
     with suppress(FileNotFoundError):
         os.unlink(store.layout.held(found.id))
     snapshots.remove(store.layout, found.id)

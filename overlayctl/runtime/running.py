@@ -24,7 +24,10 @@ if TYPE_CHECKING:
     from overlayctl.store.opened import Store
 
 _SOON = 5.0
+_AT_ONCE = 1.0
 _NOTE = "process.json"
+TRIAL = "trial"
+"""What ``TRIAL.<pid>`` has its files in is no container: that process tries a runtime."""
 
 
 class Running(NamedTuple):
@@ -57,9 +60,9 @@ def note(directory: str, outer: int, *, first: bool, words: tuple[str, ...]) -> 
     os.rename(os.path.join(directory, ".note"), os.path.join(directory, _NOTE))
 
 
-def cgroup(directory: str) -> str:
+def cgroup(store: Store, directory: str) -> str:
     """The name of a cgroup of that process alone."""
-    return f"overlayctl-{os.path.basename(directory)}"
+    return f"overlayctl-{store.id}-{os.path.basename(directory)}"
 
 
 def of(store: Store, key: str) -> list[Running]:
@@ -122,7 +125,7 @@ def end(store: Store, key: str) -> None:
 def _is_free(upper: str) -> bool:
     import time
 
-    until = time.monotonic() + _SOON
+    until = time.monotonic() + _AT_ONCE
     while time.monotonic() < until:
         with locks.attempt(upper) as others:
             if not others:
@@ -131,10 +134,17 @@ def _is_free(upper: str) -> bool:
     return False
 
 
-def clear(directory: str) -> None:
+def clear(store: Store, directory: str) -> None:
     """Take a process's directory away, and its cgroup; it has ended."""
-    cgroups.remove(cgroup(directory))
+    cgroups.remove(cgroup(store, directory))
     rooted.remove_tree(directory, ignore_errors=True)
+
+
+def forget(store: Store, key: str) -> None:
+    """Take away all that is noted of processes in a container; nobody lives in it."""
+    for token in records.names(store.layout.run(key)):
+        _clear_ended(store, store.layout.run(key, token))
+    rooted.remove_tree(store.layout.run(key), ignore_errors=True)
 
 
 def leave(store: Store, key: str) -> None:
@@ -142,6 +152,12 @@ def leave(store: Store, key: str) -> None:
 
     What a person mounted stays mounted. Raises Locked where its lock is not to be had.
     """
+    upper = store.layout.snapshot(key, "upper")
+    if os.path.isdir(upper):
+        with locks.attempt(upper) as others:
+            if others:
+                # They are later than we are, and do it: no need to wait for whoever reads.
+                return
     with store.holding(key):
         _put_away(store, key)
 
@@ -152,9 +168,20 @@ def sweep(store: Store) -> None:
     What is in use is left, whoever uses it, and what cannot go hinders nobody.
     """
     for key in _left(store):
+        if not os.path.isdir(store.layout.snapshot(key)):
+            _clear_strays(store, key)
+            continue
         with suppress(OverlayctlError), locks.attempt(store.layout.snapshot(key)) as others:
             if not others:
                 _put_away(store, key)
+
+
+def _clear_strays(store: Store, key: str) -> None:
+    """Of a trial that was killed, or a container that is gone."""
+    kind, _, pid = key.partition(".")
+    lives = namespaces.known(int(pid)) if kind == TRIAL else of(store, key)
+    if not lives:
+        forget(store, key)
 
 
 def _left(store: Store) -> Iterator[str]:
@@ -177,9 +204,7 @@ def _put_away(store: Store, key: str) -> None:
     with locks.attempt(layout.snapshot(key, "upper")) as others:
         if others:
             return
-        for token in records.names(layout.run(key)):
-            _clear_ended(layout.run(key, token))
-        rooted.remove_tree(layout.run(key), ignore_errors=True)
+        forget(store, key)
         found = containers.find(layout, key)
         views = mounts.views(store, "container", key)
         if found.config.disposable:
@@ -195,10 +220,10 @@ def _put_away(store: Store, key: str) -> None:
                     mounts.unmount(store, view, lazy=False)
 
 
-def _clear_ended(directory: str) -> None:
+def _clear_ended(store: Store, directory: str) -> None:
     """Its command is gone; what it started was killed then, and may need a moment."""
     with suppress(OSError, ValueError, KeyError, TypeError):
         with open(os.path.join(directory, _NOTE), encoding="utf-8") as file:
             outer = Known(*json.load(file)["processes"][1])
         namespaces.ended(outer, _SOON)
-    clear(directory)
+    clear(store, directory)

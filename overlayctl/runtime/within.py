@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from overlayctl.errors import CannotExecute, CommandNotFound
-from overlayctl.kernel import furnishing, libc, namespaces, rooted
+from overlayctl.kernel import furnishing, libc, namespaces, rooted, waiting
 from overlayctl.runtime import builtin, creation, mounts, outer, process, running, talk
 from overlayctl.store import containers, images
 from overlayctl.store.containers import Config
@@ -54,7 +54,7 @@ def _in_container(store: Store, found: Container, words: Sequence[str], *, writa
     merged = process.mounted(store, found)
     own = running.begin(store, found.id)
     with ExitStack() as owned:
-        owned.callback(running.clear, own)
+        owned.callback(running.clear, store, own)
 
         if writable:
             return _wait(store, merged, words, own)
@@ -92,6 +92,7 @@ def _wait(
                 outer.stage(store.layout.attached, {merged: view})
             talk.ready(theirs)
             os.chdir(merged)
+        namespaces.listen()
         try:
             os.execvpe(words[0], list(words), {**os.environ, VARIABLE: merged})  # noqa: S606
         except OSError as error:
@@ -101,9 +102,10 @@ def _wait(
             os._exit(125)
 
     kept = [] if view is None else [view]
-    with ours:
+    with ours, ExitStack() as owned:
         with theirs, store.locked():
             child = namespaces.start(act, alone=False, keep=[theirs.fileno(), *kept])
+            owned.push(waiting.killing(child))
             # It has copies of all that is mounted until then.
             heard = talk.hear(ours)
         with _left_to_the_program():

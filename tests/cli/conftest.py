@@ -15,6 +15,8 @@ import pytest
 
 from overlayctl.cli import main
 from overlayctl.engine import Engine
+from tests.cli.processes import RUNTIMES, Cli, load
+from tests.rootmount import require
 
 
 class Done(NamedTuple):
@@ -93,6 +95,25 @@ def store(tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 def run(store: str) -> Shell:
     return Shell(store)
+
+
+@pytest.fixture(params=RUNTIMES)
+def cli(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cli]:
+    """Commands as processes, for each runtime; what runs leaves nothing."""
+    if request.param != "builtin":
+        require(request.param)
+    cli = Cli(str(tmp_path / "store"), request.param)
+    yield cli
+    if os.path.exists(cli.store):
+        cli.sound()
+        reset(cli.store)
+
+
+@pytest.fixture
+def box(cli: Cli, tmp_path: Path) -> Cli:
+    """The same with the image ``box``."""
+    load(cli, tmp_path)
+    return cli
 
 
 @pytest.fixture
