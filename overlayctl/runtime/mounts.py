@@ -79,9 +79,10 @@ def mount_image(
     ``nosuid,nodev`` there unless asked otherwise.
     """
     layout = store.layout
+    overlay = _image_view(store, image, layers)
     if directory is not None and not os.path.isdir(directory):
         raise NotFound(f"{directory} is no directory", hint=f"mkdir -p {directory}")
-    overlay = _image_view(store, image, layers)
+    _note_view(layout, image, overlay)
     if directory is not None:
         attributes = 0 if suid else libc.MOUNT_ATTR_NOSUID
         attributes |= 0 if dev else libc.MOUNT_ATTR_NODEV
@@ -110,9 +111,12 @@ def _image_view(store: Store, image: str, layers: Sequence[str]) -> Overlay:
     used = snapshots.lowers(layout, layers)
     store.attach(used if len(used) > 1 else [*used, attach.EMPTY])
     overlay = snapshots.view(layout, source(store, "image", image), layers)
+    return overlay._replace(rung=store.rung)
+
+
+def _note_view(layout: Layout, image: str, overlay: Overlay) -> None:
     if any(attach.is_unpacked(lower) for lower in overlay.lowers):
         images.note_view(layout, image)
-    return overlay._replace(rung=store.rung)
 
 
 def detached_image(store: Store, image: str, layers: Sequence[str]) -> AbstractContextManager[int]:
@@ -120,7 +124,9 @@ def detached_image(store: Store, image: str, layers: Sequence[str]) -> AbstractC
 
     Whoever is done with it calls ``forget_view``.
     """
-    return mounter.detached(_image_view(store, image, layers))
+    overlay = _image_view(store, image, layers)
+    _note_view(store.layout, image, overlay)
+    return mounter.detached(overlay)
 
 
 def forget_view(store: Store, image: str) -> None:
