@@ -148,9 +148,9 @@ def take_away(
         mounts.unmount(store, view, lazy=False)
     # An overlay that no mount table shows may still write there.
     upper = store.layout.snapshot(found.id, "upper")
-    inuse.refuse_used([upper] if os.path.isdir(upper) else [])
-    forget_mountpoint(store, found.id)
     running.forget(store, found.id)
+    inuse.patiently(lambda: inuse.refuse_used([upper] if os.path.isdir(upper) else []))
+    forget_mountpoint(store, found.id)
     with suppress(FileNotFoundError):
         os.unlink(store.layout.held(found.id))
     snapshots.remove(store.layout, found.id)
