@@ -95,12 +95,15 @@ class Engine:
         *,
         reference: str | None,
         progress: Progress,
+        raw: bool = False,
     ) -> Loaded:
-        """Make an image of plain layer tars, given bottom to top."""
+        """Make an image of plain layer tars, given bottom to top; ``raw``: of upper directories."""
         from overlayctl.runtime import loading
 
         self._put_away()
-        return loading.import_layers(self.store, paths, reference=reference, progress=progress)
+        return loading.import_layers(
+            self.store, paths, reference=reference, progress=progress, raw=raw
+        )
 
     def images(self, *, filters: Sequence[str] = ()) -> list[dict[str, Any]]:
         """One row for each image that fits the filters, newest first.
@@ -638,6 +641,7 @@ class Engine:
     def info(self) -> dict[str, Any]:
         """What this store is and what this host can."""
         from overlayctl.inspect import host
+        from overlayctl.store import volumes
 
         free = os.statvfs(self.layout.root)
         # Exclusive: what is tried copies this namespace, and with it whatever is mounted.
@@ -647,6 +651,7 @@ class Engine:
                 "Images": len(images.listed(self.layout)),
                 "Layers": len(layers.listed(self.layout)),
                 "Containers": len(containers.listed(self.layout)),
+                "Volumes": len(volumes.listed(self.layout)),
             }
         return {
             "Root": self.layout.root,

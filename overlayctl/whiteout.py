@@ -15,6 +15,8 @@ AUFS_PREFIX = b".wh..wh."
 
 OPAQUE_XATTR = b"trusted.overlay.opaque"
 ORIGIN_XATTR = b"trusted.overlay.origin"
+WHITEOUT_XATTR = b"trusted.overlay.whiteout"
+"""On an empty file: the other form of a whiteout, where no device can be made (Linux 6.7)."""
 
 OVERLAY = b"trusted.overlay."
 _ESCAPED = b"trusted.overlay.overlay."

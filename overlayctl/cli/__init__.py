@@ -47,52 +47,6 @@ _NOUNS = ("image", "layer", "container", "volume", "system")
 
 _VERSION = "--version"
 
-_LATER = "is not yet available in this version"
-_PROCESSES = "is not here: a container is an image and a writable layer, without a process"
-
-_WORDS: dict[str, tuple[str, str]] = {
-    "df": (_LATER, "overlayctl layer ls and image ls show sizes"),
-    "whence": (_LATER, "overlayctl layer files REF:N lists one layer"),
-    "find": (_LATER, "overlayctl layer files REF:N lists one layer"),
-    "whose": (_LATER, "overlayctl mounts --json shows what is mounted where"),
-    "tree": (_LATER, "overlayctl image history IMAGE shows its layers"),
-    "doctor": (_LATER, "overlayctl system info says what this host can do"),
-    "demo": (_LATER, "make demo, in a checkout"),
-    "completion": (_LATER, "overlayctl --help lists the commands"),
-    "pull": (
-        "is not here: overlayctl does not talk to registries",
-        "skopeo copy docker://IMAGE docker-archive:FILE:IMAGE, then overlayctl load FILE",
-    ),
-    "push": (
-        "is not here: overlayctl does not talk to registries",
-        "skopeo copy docker-archive:FILE docker://IMAGE",
-    ),
-    "login": ("is not here: overlayctl does not talk to registries", "skopeo login REGISTRY"),
-    "logout": ("is not here: overlayctl does not talk to registries", "skopeo logout REGISTRY"),
-    "search": ("is not here: overlayctl does not talk to registries", "skopeo list-tags"),
-    "build": (
-        "is not here: overlayctl does not build images",
-        "buildah or docker build, then overlayctl load what docker save or buildah push wrote",
-    ),
-    "network": ("is not here: there are no container networks", "podman or docker have them"),
-    "port": ("is not here: there are no container networks", "podman or docker have them"),
-    "compose": ("is not here", "podman compose or docker compose"),
-    "update": ("is not here: there is no process to limit", "systemd-run, podman or docker"),
-    "info": ("is a system command", "overlayctl system info"),
-    "check": ("is a system command", "overlayctl system check"),
-    "reset": ("is a system command", "overlayctl system reset"),
-    "prune": ("is a system command", "overlayctl system prune; container rm removes containers"),
-    "version": ("is an option", f"overlayctl {_VERSION}"),
-}
-"""What docker has or this will have, and what to use instead."""
-
-for _word in ("start", "stop", "restart", "kill", "pause", "unpause", "logs"):
-    _WORDS[_word] = (_PROCESSES, "overlayctl container mount NAME; podman or docker run processes")
-for _word in ("attach", "top", "stats", "wait", "events"):
-    _WORDS[_word] = (_PROCESSES, "overlayctl container mount NAME; podman or docker run processes")
-_WORDS["buildx"] = _WORDS["builder"] = _WORDS["build"]
-del _word
-
 
 class _Asked:
     """What the common options say."""
@@ -199,13 +153,14 @@ def found_engine() -> Engine | None:
 def unknown(path: str, word: str, available: Sequence[str]) -> NoReturn:
     """Refuse a word that is no command of ``path``, and name what may have been meant."""
     from overlayctl import names
+    from overlayctl.cli.elsewhere import WORDS
     from overlayctl.errors import Usage
 
     if word == "attach" and path.endswith(" layer"):
         hint = "overlayctl layer path LAYER attaches it, and prints where"
         raise Usage(f"{path} has no command {word!r}", hint=hint, command=word)
-    if word in _WORDS:
-        why, instead = _WORDS[word]
+    if word in WORDS:
+        why, instead = WORDS[word]
         raise Usage(f"{word} {why}", hint=f"use instead: {instead}", command=word)
     hint = names.near(word, available) or f"{path} --help lists the commands"
     raise Usage(f"{path} has no command {word!r}", hint=hint, command=word)

@@ -152,6 +152,15 @@ def unmount(
     return render.let_go(names, lambda name: store.unmount_container(name, lazy=lazy))
 
 
+@app.command("rename", cls=Verb)
+def rename(
+    container: Annotated[str, typer.Argument(metavar="CONTAINER")],
+    name: Annotated[str, typer.Argument(metavar="NEW_NAME")],
+) -> None:
+    """Give a container another name."""
+    engine().rename_container(container, name)
+
+
 @app.command("prune", cls=Verb)
 def prune(
     *, filters: render.PruneFilters = None, dry_run: DryRun = False, force: asking.Unasked = False

@@ -124,12 +124,3 @@ def export(
                 "Notes": _notes(done.notes),
             }
         )
-
-
-@app.command("rename", cls=Verb)
-def rename(
-    container: Annotated[str, typer.Argument(metavar="CONTAINER")],
-    name: Annotated[str, typer.Argument(metavar="NEW_NAME")],
-) -> None:
-    """Give a container another name."""
-    engine().rename_container(container, name)

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -125,11 +125,16 @@ def import_(
         typer.Argument(metavar="TAR... [NAME:TAG]", help="Layers, bottom first; - is stdin."),
     ],
     *,
+    whiteouts: Annotated[
+        Literal["oci", "overlay"], typer.Option(help="overlay: tars of raw upper directories.")
+    ] = "oci",
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")] = False,
 ) -> None:
     """Make an image of plain layer tars, bottom to top.
 
-    A last argument that is no file is the image's name.
+    A last argument that is no file is the image's name. With --whiteouts=overlay the tars hold
+    what the kernel keeps in an upper directory (tar --xattrs --xattrs-include='*' -C UPPER -c .):
+    character devices 0:0 and trusted.overlay.opaque become the marks that layers have.
     """
     from overlayctl.cli.progress import progress
 
@@ -139,7 +144,9 @@ def import_(
     if paths.count("-") > 1:
         raise Usage("stdin can be only one layer", hint="name the other layers' files")
     with contextlib.closing(progress(quiet=quiet)) as bar:
-        made = engine(create=True).import_layers(paths, reference=reference, progress=bar)
+        made = engine(create=True).import_layers(
+            paths, reference=reference, progress=bar, raw=whiteouts == "overlay"
+        )
     _told(made)
     if asked.json:
         render.document(_document(made))

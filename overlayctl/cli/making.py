@@ -180,6 +180,11 @@ def create(
     Options come before IMAGE; what follows it is the command.
     """
     said = wanted(command)
+    if said.config.disposable:
+        raise Usage(
+            "--rm removes a container when its process ends, and create begins none",
+            hint="overlayctl run --rm IMAGE COMMAND",
+        )
     made = engine().create(
         image, name=said.name, asked=said.config, labels=said.labels, mount=mount
     )

@@ -4,8 +4,9 @@ OCI image-spec, image-layout.md and annotations.md; moby, image/spec/v1.2.md. Do
 written as docker does since 25: the blobs of a layout, and a manifest.json that leads to the
 same bytes. Older dockers, podman and skopeo read manifest.json, containerd the layout.
 
-Every name in the layout is a full reference, for skopeo and podman as well as (by an annotation
-of its own) for containerd; ``docker.io/library/`` is left out in docker's files alone.
+Every name is a full reference, for skopeo and podman as well as (by an annotation of its own)
+for containerd. Docker leaves ``docker.io/library/`` out in its files and takes both; of a name
+without it podman makes one of localhost.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from overlayctl import names
 from overlayctl.digest import Digest, hex_of
 from overlayctl.layer.header import END, header, padding
 from overlayctl.layer.tar import Member
@@ -99,7 +99,7 @@ def _entry(image: Image) -> dict[str, object]:
     """What manifest.json says of an image."""
     return {
         "Config": image.config.path,
-        "RepoTags": [names.familiar(name) for name in image.references] or None,
+        "RepoTags": list(image.references) or None,
         "Layers": [layer.path for layer in image.layers],
     }
 
@@ -109,7 +109,7 @@ def _repositories(images: Sequence[Image]) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for image in images:
         for reference in image.references if image.layers else ():
-            repository, _, tag = names.familiar(reference).rpartition(":")
+            repository, _, tag = reference.rpartition(":")
             found.setdefault(repository, {})[tag] = hex_of(image.layers[-1].digest)
     return found
 

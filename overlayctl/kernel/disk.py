@@ -21,6 +21,7 @@ ANY_FILESYSTEM = "OVERLAYCTL_ANY_FILESYSTEM"
 RESERVE = 16 << 20
 """Bytes beyond the known ones: a layer's index, and what a filesystem wants for itself."""
 
+_ROOM = 1 << 20
 # As many files as a process can surely open.
 _TRIED = 512
 # With fewer than these, what a mount makes beside the upper directory may be what failed.
@@ -50,6 +51,12 @@ def look(fd: int, size: int = 0, inodes: int = 0) -> None:
         full = _missing(fd, size + RESERVE, inodes)
         if full is not None:
             raise full
+
+
+def is_full(fd: int) -> bool:
+    """Whether ENOSPC was about the disk: ext4 says it also for xattrs that find no place in it."""
+    free = os.fstatvfs(fd)
+    return free.f_bavail * free.f_frsize < _ROOM
 
 
 def _missing(fd: int, size: int, inodes: int) -> DiskFull | None:

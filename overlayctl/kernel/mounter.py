@@ -11,11 +11,11 @@ import errno
 import os
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import assert_never
 
 from overlayctl.errors import Holder, HostCannot, InUse, KernelRefused, NotFound
-from overlayctl.kernel import inuse, libc, lowers
+from overlayctl.kernel import inuse, libc, lowers, rooted
 from overlayctl.kernel.kernellog import KernelLog
 from overlayctl.mount import MAX_LOWERS, Bind, Erofs, Mount, Overlay, Tmpfs
 
@@ -158,6 +158,10 @@ def _overlay(what: Overlay, owned: ExitStack) -> int:
             # The log is the whole machine's and names no path: the line may be another's, and
             # where one such line came, more follow at once.
             inuse.refuse_used(uppers)
+            if what.volatile:
+                # What was dropped marked its work directory against a second mount.
+                with suppress(FileNotFoundError):
+                    rooted.remove_tree(os.path.join(what.workdir, "work/incompat/volatile"))
             time.sleep(0.001 * 2**number)
     raise KernelRefused(
         "mount overlay", what.source, errno.EBUSY,

@@ -84,6 +84,9 @@ def data(fd: int, size: int) -> Iterator[tuple[int, int]]:
             at = min(os.lseek(fd, begin, os.SEEK_HOLE), size)
             yield begin, at - begin
     except OSError as error:
+        if error.errno == errno.EINVAL:
+            # Most files of /proc cannot say.
+            yield at, size - at
         # No data from here on.
-        if error.errno != errno.ENXIO:
+        elif error.errno != errno.ENXIO:
             raise

@@ -82,7 +82,8 @@ def device_number(member: Member) -> int:
         raise BadTar(
             f"entry {shown(member.name)} is a character device 0:0, which overlayfs would "
             "take for a whiteout",
-            hint="a tar of a raw upper directory? in a layer tar, whiteouts are .wh. files",
+            hint="a tar of a raw upper directory? overlayctl import --whiteouts=overlay takes it; "
+            "in a layer's tar whiteouts are .wh. files",
             offset=member.offset,
         )
     return (minor & 0xFF) | major << 8 | (minor & ~0xFF) << 12

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from overlayctl.kernel import places
+from overlayctl.kernel import libc, places
 from overlayctl.kernel.rooted import Parents
 from overlayctl.layer import making
 from overlayctl.layer.attributes import is_carried
@@ -27,6 +27,8 @@ ITSELF = "the copy itself, left out"
 XATTR_REFUSED = "an xattr left out that the filesystem does not take"
 
 _PIECE = 1 << 20
+# /proc and cgroups (statfs(2)).
+_MADE_UP = (0x9FA0, 0x6367_7270)
 # What copy_file_range(2) says of a pair of files that it does not do.
 _BY_HAND = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF)
 
@@ -53,8 +55,8 @@ def copy_tree(
 
     ``.`` as either name is the directory itself, which must be there and keeps its own
     attributes as a target. A directory goes into one that is there; anything else takes the
-    place of what has the name. With ``owner`` all belongs to that uid and gid, and what ran
-    with the rights of another owner does not. Nothing is synced. Paths in ``notes`` and in
+    place of what has the name. With ``owner`` all that is new belongs to that uid and gid, and
+    what ran with the rights of another owner does not. Nothing is synced. Paths in ``notes`` and in
     errors are below ``name``.
 
     Raises Conflict for a directory in the way of something else, or the other way round;
@@ -139,6 +141,10 @@ class TreeCopy:
             self._note(CHANGED, made.path)
             return
         try:
+            if self._owner and made.path not in self._fresh:
+                # Only what is new has to become somebody's.
+                info = os.fstat(place)
+                attributes = attributes._replace(uid=info.st_uid, gid=info.st_gid)
             self._dress(place, attributes, made.path)
         finally:
             os.close(place)
@@ -203,7 +209,10 @@ class TreeCopy:
         fd = places.read(place)
         try:
             size = info.st_size
-            for offset, length in places.data(fd, size):
+            pieces = places.data(fd, size)
+            if not size and (size := _untold(fd)):
+                pieces = iter([(0, size)])
+            for offset, length in pieces:
                 done = copy_range(fd, made, offset, length, to=offset)
                 self._size += done
                 if done < length:
@@ -231,6 +240,16 @@ class TreeCopy:
     def _dress(self, made: int, attributes: Attributes, path: bytes) -> None:
         if not making.dress(made, attributes):
             self._note(XATTR_REFUSED, path)
+
+
+def _untold(fd: int) -> int:
+    """How long a file is that the kernel makes up as it is read: such a one says 0."""
+    if libc.fstatfs(fd).magic not in _MADE_UP:
+        return 0
+    size = 0
+    while piece := os.pread(fd, _PIECE, size):
+        size += len(piece)
+    return size
 
 
 def copy_range(source: int, target: int, offset: int, length: int, *, to: int) -> int:

@@ -262,6 +262,16 @@ class Index:
             raise self._damaged(f"directory {node.nid} has broken names in block {number}")
         return names, list(nids)
 
+    def _first(self, node: Node, number: int) -> bytes:
+        """The first name in one block of a directory: the others say nothing to a search."""
+        block = self.read(node, number * BLOCK, BLOCK)
+        head = int.from_bytes(block[8:10], "little")
+        if head % DIRENT.size or not DIRENT.size <= head <= len(block):
+            raise self._damaged(f"directory {node.nid} has a broken block {number}")
+        if head > DIRENT.size:
+            return block[head : int.from_bytes(block[20:22], "little")]
+        return block[head:].split(b"\0", 1)[0]
+
     def list(self, node: Node) -> Iterator[tuple[bytes, Node]]:
         """A directory's names in byte order, without the dots. Nothing for other nodes."""
         if stat.S_ISDIR(node.mode):
@@ -275,14 +285,13 @@ class Index:
         if not stat.S_ISDIR(node.mode) or not node.size:
             return None
         low, high = 0, -(-node.size // BLOCK)
-        names, nids = self._block(node, 0)
         while high - low > 1:
             middle = (low + high) // 2
-            tried = self._block(node, middle)
-            if tried[0][0] <= name:
-                low, (names, nids) = middle, tried
+            if self._first(node, middle) <= name:
+                low = middle
             else:
                 high = middle
+        names, nids = self._block(node, low)
         at = bisect_left(names, name)
         return self._node(nids[at]) if at < len(names) and names[at] == name else None
 

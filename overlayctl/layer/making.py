@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from overlayctl.errors import Conflict
-from overlayctl.kernel import places
+from overlayctl.kernel import disk, places
 from overlayctl.layer.attributes import ACLS
 from overlayctl.layer.fields import shown
 
@@ -19,7 +19,6 @@ Identity = tuple[int, int]
 """Device and inode number."""
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_ROOM = 1 << 20
 _REFUSED = (errno.ENOTSUP, errno.EPERM, errno.EINVAL, errno.ERANGE, errno.E2BIG)
 
 
@@ -141,9 +140,7 @@ def dress(made: int, wanted: Attributes) -> bool:
         try:
             os.setxattr(path, name, value)
         except OSError as error:
-            # ext4 says ENOSPC also for xattrs that its inode and one block cannot take.
-            free = os.fstatvfs(made)
-            large = error.errno == errno.ENOSPC and free.f_bavail * free.f_frsize >= _ROOM
+            large = error.errno == errno.ENOSPC and not disk.is_full(made)
             if not large and error.errno not in _REFUSED:
                 raise
             whole = False

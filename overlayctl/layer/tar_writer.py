@@ -69,6 +69,7 @@ class TarWriter:
         latest: int | None = None,
         start: bytes = b"",
         called: bytes = b"",
+        end: bool = True,
     ) -> None:
         self.notes: dict[str, list[bytes]] = {}
         self._root = root
@@ -79,6 +80,7 @@ class TarWriter:
         self._latest = latest
         self._start = start
         self._called = called
+        self._end = END if end else b""
         self._names: dict[tuple[int, int], bytes] = {}
 
     def __iter__(self) -> Iterator[bytes]:
@@ -91,7 +93,7 @@ class TarWriter:
                 yield b"".join(gathered)
                 gathered.clear()
                 length = 0
-        yield b"".join((*gathered, END))
+        yield b"".join((*gathered, self._end))
 
     def _note(self, kind: str, path: bytes) -> None:
         self.notes.setdefault(kind, []).append(path)

@@ -18,8 +18,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from overlayctl.errors import HostCannot
-from overlayctl.kernel import libc
+from overlayctl.kernel import disk, libc
 from overlayctl.kernel.rooted import Parents
+from overlayctl.layer.attributes import ACLS
 from overlayctl.layer.fields import shown
 from overlayctl.layer.index import device_number
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from overlayctl.layer.index import Index, Node
 
 _PIECE = 1 << 20
-_ROOM = 1 << 20
-_ACLS = (b"system.posix_acl_access", b"system.posix_acl_default")
 # What filesystems answer to something that they have no room or no form for.
 _CANNOT = (
     errno.ENOTSUP, errno.EPERM, errno.EINVAL, errno.ERANGE, errno.E2BIG, errno.ENAMETOOLONG,
@@ -207,7 +206,7 @@ def _set_xattr(node: Node, parent: int, name: bytes, key: bytes, value: bytes) -
         return
     path = _through(parent, name)
     os.setxattr(path, key, value, follow_symlinks=False)
-    if key in _ACLS and _xattr(path, key) != value:
+    if key in ACLS and _xattr(path, key) != value:
         raise OSError(errno.EINVAL, "its ACL would become another")
 
 
@@ -236,9 +235,7 @@ def _named(path: bytes, root: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        free = os.fstatvfs(root)
-        # ext4 says ENOSPC also for xattrs that its inode and one block cannot take.
-        full = error.errno == errno.ENOSPC and free.f_bavail * free.f_frsize < _ROOM
+        full = error.errno == errno.ENOSPC and disk.is_full(root)
         if full or error.errno not in (*_CANNOT, errno.ENOSPC):
             raise
         raise HostCannot(

@@ -30,6 +30,11 @@ _DURATION = re.compile(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)")
 _UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9}
 _UNITS["h"] = 3600 * 10**9
 _SHELL = ["/bin/sh", "-c"]
+_TYPES: dict[str, type] = {
+    **dict.fromkeys(("Cmd", "Entrypoint", "Env", "OnBuild", "Shell"), list),
+    **dict.fromkeys(("ExposedPorts", "Healthcheck", "Labels", "Volumes"), dict),
+    **dict.fromkeys(("StopSignal", "User", "WorkingDir"), str),
+}
 _TIMES = {
     "interval": "Interval",
     "timeout": "Timeout",
@@ -43,9 +48,7 @@ def changed(config: Mapping[str, Any], changes: Sequence[str]) -> Config:
 
     Raises Usage naming the change that is none.
     """
-    result = dict(config)
-    if result.get("Labels"):
-        result["Labels"] = dict(result["Labels"])
+    result = sound(config)
     commanded = False
     for change in changes:
         line = _LINE.fullmatch(change)
@@ -67,6 +70,15 @@ def changed(config: Mapping[str, Any], changes: Sequence[str]) -> Config:
         if word == "ENTRYPOINT" and not commanded and result["Entrypoint"]:
             result["Cmd"] = None
     return result
+
+
+def sound(config: Mapping[str, Any]) -> Config:
+    """The config without what is of another type than the image-spec's (config.md)."""
+    return {
+        key: value
+        for key, value in config.items()
+        if value is None or isinstance(value, _TYPES.get(key, object))
+    }
 
 
 def _refused(change: str, why: str, hint: str) -> Usage:

@@ -29,7 +29,7 @@ from overlayctl.layer.stack import Stack
 from overlayctl.layer.stream import Candidate
 from overlayctl.layer.tar_writer import TarWriter
 from overlayctl.runtime import loading, mounts
-from overlayctl.runtime.changes import changed
+from overlayctl.runtime.changes import changed, sound
 from overlayctl.store import containers, images, layers, records, snapshots, staging
 from overlayctl.store.ingest import Wanted
 from overlayctl.whiteout import unescape
@@ -102,7 +102,7 @@ def commit(
     ):
         image, snapshot = _known(store, found)
         config = new_config(images.config(store.layout, image), found, wish)
-        upper = os.open(store.layout.snapshot(found.id, "upper"), _DIRECTORY)
+        upper = _upper(store.layout.snapshot(found.id, "upper"))
         owned.callback(os.close, upper)
         notes = _notes(store, found)
         below = [
@@ -155,6 +155,15 @@ def _known(store: Store, found: Container) -> tuple[Image, Snapshot]:
         f"the record of {lost} is lost: what the image is to be made of is not known",
         hint=f"overlayctl export -o FILE {names.short(found.id)}, then overlayctl import FILE",
     )
+
+
+def _upper(path: str) -> int:
+    try:
+        return os.open(path, _DIRECTORY)
+    except FileNotFoundError:
+        raise Damaged(
+            f"{path} is gone, with what was written", hint="overlayctl system check"
+        ) from None
 
 
 def _notes(store: Store, found: Container) -> list[str]:
@@ -240,6 +249,7 @@ def new_config(config: dict[str, Any], container: Container, wish: Wish) -> dict
 
 def _of_the_container(inner: dict[str, Any], container: Container) -> dict[str, Any]:
     asked = container.config
+    inner = sound(inner)
     result = {key: value for key, value in inner.items() if key != "OnBuild"}
     said = {
         "Entrypoint": list(asked.entrypoint or ()) or None,

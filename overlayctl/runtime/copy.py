@@ -48,12 +48,19 @@ class Done(NamedTuple):
 
 
 class _Source(NamedTuple):
-    """What to copy: the fd of a directory and a name in it; ``called`` is empty for its content."""
+    """What to copy: the fd of a directory and a name in it, ``.`` for the directory itself.
+
+    ``called`` is its name where it goes, empty if only its content does.
+    """
 
     parent: int
     name: bytes
     called: bytes
-    is_directory: bool
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is one, and stays one whatever has its name by now."""
+        return self.name == b"."
 
 
 def copy_out(
@@ -66,7 +73,7 @@ def copy_out(
     what the host refuses.
     """
     with _from(store, name) as (container, inside), ExitStack() as owned:
-        source, place = _source(inside, container, path, follow=follow)
+        source, place = _source(inside, container, path, owned, follow=follow)
         parent, renamed = _host_target(source, target, owned)
         owner = None if archive else (os.geteuid(), os.getegid())
         tree = copy.TreeCopy(parent, owner=owner)
@@ -84,17 +91,32 @@ def copy_out(
 def copy_out_tar(
     store: Store, name: str, path: bytes, write: Callable[[bytes], object], *, follow: bool
 ) -> Done:
-    """Give ``write`` a tar of what a container has at a path, by its name; mounts are no part."""
-    with _from(store, name) as (container, inside):
-        source, place = _source(inside, container, path, follow=follow)
+    """Give ``write`` a tar of what a container has at a path, by its name."""
+    with _from(store, name) as (container, inside), ExitStack() as owned:
+        source, place = _source(inside, container, path, owned, follow=follow)
         called = source.called and place.path.rpartition(b"/")[2] if follow else source.called
-        start = b"" if source.name == b"." else source.name
-        tar = TarWriter(source.parent, start=start, called=called)
-        size = 0
-        for piece in tar:
-            write(piece)
-            size += len(piece)
-    return Done(container.id, size, tar.entries, tar.notes)
+        parts = [(called, source.parent, source.name)]
+        if source.is_directory:
+            for below, there in inside.mounts_below(place.path):
+                parts.append((places.below(called, below), there.parent, there.name))
+        size = entries = 0
+        notes: dict[str, list[bytes]] = {}
+        for number, (at, parent, start) in enumerate(parts, 1):
+            others = {one for one, _, _ in parts if one != at}
+            tar = TarWriter(
+                parent,
+                leave_out=others,
+                start=b"" if start == b"." else start,
+                called=at,
+                end=number == len(parts),
+            )
+            for piece in tar:
+                write(piece)
+                size += len(piece)
+            entries += tar.entries
+            for kind, paths in tar.notes.items():
+                notes.setdefault(kind, []).extend(paths)
+    return Done(container.id, size, entries, notes)
 
 
 def copy_in(store: Store, source: str, name: str, path: bytes, *, follow: bool) -> Done:
@@ -185,7 +207,7 @@ def _into(store: Store, name: str) -> Iterator[tuple[Container, Inside]]:
 
 
 def _source(
-    inside: Inside, container: Container, path: bytes, *, follow: bool
+    inside: Inside, container: Container, path: bytes, owned: ExitStack, *, follow: bool
 ) -> tuple[_Source, Place]:
     content, directory = _ends(path)
     place = inside.place(path, follow=follow or directory)
@@ -200,7 +222,23 @@ def _source(
             hint="leave out the slash at its end",
         )
     called = b"" if content else posixpath.normpath(path).rpartition(b"/")[2]
-    return _Source(place.parent, place.name, called, place.is_directory), place
+    if not place.is_directory:
+        return _Source(place.parent, place.name, called), place
+    return _Source(_entered(place, owned), b".", called), place
+
+
+def _entered(place: Place, owned: ExitStack) -> int:
+    """An fd of the directory that was found at a place."""
+    try:
+        fd = os.open(place.name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=place.parent)
+    except OSError as error:
+        if error.errno not in places.GONE:
+            raise
+        raise NotFound(
+            f"{shown(place.path)} became something else meanwhile", hint="repeat the command"
+        ) from None
+    owned.callback(os.close, fd)
+    return fd
 
 
 def _container_target(
@@ -211,11 +249,7 @@ def _container_target(
     there = None if place.info is None else place.is_directory
     if not _goes_into(source, there, path):
         return place.parent, place.name
-    if place.name == b".":
-        return place.parent, source.called or b"."
-    fd = os.open(place.name, _DIRECTORY | os.O_NOFOLLOW, dir_fd=place.parent)
-    owned.callback(os.close, fd)
-    return fd, source.called or b"."
+    return _entered(place, owned), source.called or b"."
 
 
 # --- the host -----------------------------------------------------------------------------------
@@ -232,15 +266,15 @@ def _host_source(path: str, owned: ExitStack, *, follow: bool) -> _Source:
         there = os.path.join(there, last)
     try:
         info = os.lstat(there)
-        if directory and not stat.S_ISDIR(info.st_mode):
+        is_directory = stat.S_ISDIR(info.st_mode)
+        if directory and not is_directory:
             raise BadInput(f"{path} is no directory", hint="leave out the slash at its end")
-        fd = os.open(os.path.dirname(there), _DIRECTORY)
+        fd = os.open(there if is_directory else os.path.dirname(there), _DIRECTORY | os.O_NOFOLLOW)
     except (FileNotFoundError, NotADirectoryError):
-        raise NotFound(f"{path} does not exist", path=path) from None
+        raise NotFound(f"{path} does not exist", hint="it is a path of the host") from None
     owned.callback(os.close, fd)
     called = b"" if content else os.fsencode(last)
-    name = os.fsencode(os.path.basename(there)) or b"."
-    return _Source(fd, name, called, stat.S_ISDIR(info.st_mode))
+    return _Source(fd, b"." if is_directory else os.fsencode(os.path.basename(there)), called)
 
 
 def _host_target(source: _Source, path: str, owned: ExitStack) -> tuple[int, bytes]:

@@ -48,9 +48,10 @@ def create(
     if name is not None:
         names.container_name(name)
     identifier = secrets.token_hex(32)
-    with ExitStack() as undo:
-        volumes.find_directories(asked.mounts, undo)
-        with store.deciding() as own:
+    with ExitStack() as made:
+        volumes.find_directories(asked.mounts, made)
+        # Undone under the lock: after it, whoever writes next would put away the same.
+        with store.deciding() as own, ExitStack() as undo:
             found, reference = images.resolve(store.layout, image)
             said = _inner(images.config(store.layout, found))
             snapshots.prepare(store.layout, own, identifier, "container", found.layers)
@@ -72,6 +73,7 @@ def create(
             )
             containers.commit(store.layout, own, container)
             undo.pop_all()
+        made.pop_all()
     return container
 
 

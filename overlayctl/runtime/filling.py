@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from overlayctl.kernel import libc, mounttable, places
@@ -20,9 +22,9 @@ def fill(store: Store, name: str, targets: Targets, path: bytes) -> None:
     """Fill the volume with what the container's own tree has at ``path``, resolved.
 
     Its owner, mode and xattrs go with it. Only a volume that we made and that was never filled
-    nor written in, and that nobody sees at the moment. The copy is made and synced in staging,
-    then renamed over the empty directory under the store's lock: of two at once one counts.
-    Raises DiskFull, OSError naming the file.
+    nor written in, and that nobody has at the moment (``hold``, or by a mount of their own). The
+    copy is made and synced in staging, then renamed over the empty directory under the store's
+    lock: of two at once one counts. Raises DiskFull, OSError naming the file.
     """
     layout = store.layout
     if not volumes.is_fresh(layout, name):
@@ -41,11 +43,35 @@ def fill(store: Store, name: str, targets: Targets, path: bytes) -> None:
                 libc.syncfs(staged)
             finally:
                 os.close(staged)
-            with store.deciding():
-                if volumes.is_fresh(layout, name) and not _is_seen(volumes.data(layout, name)):
+            with store.deciding(), ExitStack() as held:
+                if (
+                    volumes.is_fresh(layout, name)
+                    and _take(layout.volume(name), fcntl.LOCK_EX, held)
+                    and not _is_seen(volumes.data(layout, name))
+                ):
                     volumes.fill(layout, name, os.path.join(own, "_data"))
     finally:
         os.close(above)
+
+
+def hold(store: Store, name: str, lives: ExitStack) -> None:
+    """While ``lives``, nobody fills the volume: who uses it would not see the new directory."""
+    place = store.layout.volume(name)
+    if volumes.is_fresh(store.layout, name):
+        with store.locked(exclusive=False):
+            if volumes.is_fresh(store.layout, name):
+                _take(place, fcntl.LOCK_SH, lives)
+
+
+def _take(path: str, kind: int, held: ExitStack) -> bool:
+    """Whether the lock on the directory could be had, which is then held."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    held.callback(os.close, fd)
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _has_content(above: int, name: bytes) -> bool:

@@ -67,6 +67,7 @@ class Inside:
             try:
                 volume = one.kind == "volume"
                 source = volumes.data(store.layout, one.source) if volume else one.source
+                source = os.path.realpath(source)
                 above = self._open(os.path.dirname(source) or "/")
                 fd = os.open(source, os.O_PATH | os.O_CLOEXEC)
             except (OSError, OverlayctlError):

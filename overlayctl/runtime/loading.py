@@ -17,7 +17,13 @@ from overlayctl import formats, names, oci
 from overlayctl.digest import chain_ids, hex_of, of_bytes
 from overlayctl.errors import Conflict, Usage
 from overlayctl.formats import plain
+from overlayctl.kernel import rooted
 from overlayctl.layer.archive import open_archive
+from overlayctl.layer.compression import Source, chunks, codec, head
+from overlayctl.layer.fields import shown
+from overlayctl.layer.format import PAGE
+from overlayctl.layer.raw_upper import RawUpper
+from overlayctl.layer.stream import Candidate
 from overlayctl.store import gc, images, layers, records, staging
 from overlayctl.store.ingest import LayerWentError, Wanted, ingest_layers, look_for_room
 
@@ -83,8 +89,13 @@ def import_layers(
     *,
     reference: str | None,
     progress: Progress,
+    raw: bool = False,
 ) -> Loaded:
-    """Make an image of plain layer tars, given bottom to top."""
+    """Make an image of plain layer tars, given bottom to top.
+
+    ``raw`` ones are of upper directories, and are stored as the layers that they stand for.
+    Raises BadInput for what is no tar, or means nothing without the layers below.
+    """
     references = [names.stored(reference)] if reference else []
     with ExitStack() as owned:
         place = _staging(store, owned)
@@ -93,7 +104,36 @@ def import_layers(
         wanted = [Wanted(None, source) for source in opened.sources]
         look_for_room(store.layout, wanted)
         progress.start(sum(layer.source.size for layer in wanted), len(wanted))
-        return put(store, place(), _imported, wanted, references, "import", progress)
+        notes: list[str] = []
+        if raw:
+            wanted = [
+                Wanted(None, _converted(layer.source, place(), notes, progress)) for layer in wanted
+            ]
+        made = put(store, place(), _imported, wanted, references, "import", progress)
+        return made._replace(notes=(*notes, *made.notes))
+
+
+def _converted(
+    source: Source | Candidate, place: str, notes: list[str], progress: Progress
+) -> Candidate:
+    """The tar of an upper directory as a layer's. What is compressed is stored first."""
+    with ExitStack() as owned:
+        if isinstance(source, Source) and codec(head(source)) != "none":
+            arrived = Candidate(os.path.join(place, secrets.token_hex(4)), 0, source.name)
+            arrived.receive(chunks(source), progress.advance)
+            source = arrived
+        if isinstance(source, Candidate):
+            size = source.received(None).size
+            file, directory = source.take()
+            owned.enter_context(file)
+            owned.callback(rooted.remove_tree, directory)
+            source = Source(file.fileno(), PAGE, size, source.name)
+        upper = RawUpper(source)
+        layer = Candidate(os.path.join(place, secrets.token_hex(4)), 0, source.name)
+        layer.receive(upper, progress.advance)
+    for kind, paths in upper.notes.items():
+        notes += [f"{shown(path)}: {kind}" if path else kind for path in paths]
+    return layer
 
 
 def _staging(store: Store, owned: ExitStack) -> Callable[[], str]:

@@ -168,7 +168,7 @@ def _foreground(
         _refuse_links(root)
         if chosen.program and not config.mounts:
             executable.refuse_missing(root, process)
-        bounds = volumes.prepare(store, container, root)
+        bounds = volumes.prepare(store, container, root, lives=owned)
         names = write_files(layout.run(container.id), hostname, config.network)
         taken = [one.target for one in bounds]
         files = placing.files(root, layout.run(container.id), names, taken)

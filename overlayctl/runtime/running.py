@@ -151,6 +151,12 @@ def leave(store: Store, key: str) -> None:
 
     What a person mounted stays mounted. Raises Locked where its lock is not to be had.
     """
+    upper = store.layout.snapshot(key, "upper")
+    if os.path.isdir(upper):
+        with locks.attempt(upper) as others:
+            if others:
+                # They are later than we are, and do it: no need to wait for whoever reads.
+                return
     with store.holding(key):
         _put_away(store, key)
 

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 Form = Literal["docker-archive", "oci-archive"]
 _PIECE = 1 << 20
-_SPARE_DESCRIPTORS = 64
 _OCI_CONFIG = "application/vnd.oci.image.config.v1+json"
 
 
@@ -122,8 +121,7 @@ def _prepared(
 ) -> Iterator[list[Image]]:
     """The images, ready to be written inside the block."""
     with ExitStack() as owned:
-        with store.locked(exclusive=False):
-            chosen = _choose(store.layout, wanted, owned)
+        chosen = _opened(store, wanted, owned)
         every = {layer.name: layer for one in chosen for layer in one.layers}
         total = sum(layer.size for layer in every.values())
         progress.start(total * (1 if codec == "none" else 2), len(every))
@@ -164,6 +162,28 @@ def _is_of(manifest: bytes, config: bytes, sizes: list[tuple[Digest, int]]) -> b
 
 
 # --- what is to be saved ----------------------------------------------------------------------
+
+
+def _opened(
+    store: Store, wanted: Sequence[str], owned: ExitStack, *, again: bool = False
+) -> list[_Chosen]:
+    """What is to be saved, all files open. Raises HostCannot for more than may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        with store.locked(exclusive=False), ExitStack() as opening:
+            chosen = _choose(store.layout, wanted, opening)
+            owned.push(opening.pop_all())
+            return chosen
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        if again:
+            raise HostCannot(
+                f"the images have more layers than this process may open files: {soft}",
+                hint="raise the limit (ulimit -n 65536), or save fewer images at once",
+            ) from error
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return _opened(store, wanted, owned, again=True)
 
 
 def _choose(layout: Layout, wanted: Sequence[str], owned: ExitStack) -> list[_Chosen]:
@@ -221,34 +241,18 @@ def _read(path: str, image: images.Image) -> bytes:
 
 
 def _open(layout: Layout, name: str, diff_id: DiffID, owned: ExitStack) -> _Stored:
-    """A layer's file. Raises Damaged, HostCannot for more than a process may open."""
+    """A layer's file. Raises NotFound, Damaged."""
     try:
         fd = layers.open_file(layout, name)
     except FileNotFoundError:
         raise NotFound(
             f"the layer {names.short(name)} is missing", hint="overlayctl system check"
         ) from None
-    except OSError as error:
-        if error.errno != errno.EMFILE:
-            raise
-        _allow_more_files()
-        fd = layers.open_file(layout, name)
     owned.callback(os.close, fd)
     head = Header.parse(os.pread(fd, HEADER, 0), layout.layer(name))
     if head.diff_id != diff_id:
         raise _damaged(f"the layer {names.short(name)}")
     return _Stored(name, fd, diff_id, head.tar_size)
-
-
-def _allow_more_files() -> None:
-    """Raise this process's limit (getrlimit(2)) as far as it may. Raises HostCannot."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == hard:
-        raise HostCannot(
-            f"the images have more layers than this process may open files: {soft}",
-            hint="raise the limit (ulimit -n 65536), or save fewer images at once",
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _damaged(what: str) -> Damaged:

@@ -50,12 +50,13 @@ class Targets:
                 )
         self._mounted[names] = (fd, writable)
 
-    def resolve(self, path: bytes, *, make: str = "") -> bytes:
+    def resolve(self, path: bytes, *, make: str = "", mode: int = 0) -> bytes:
         """The absolute path in the container without any link on the way.
 
         With ``make`` it is there afterwards: a ``directory`` or a ``file`` (an empty one), with
-        the directories above it. Raises Conflict where something else is in the way, BadInput
-        for links without end.
+        the directories above it, whatever the umask is; what is made at its end has ``mode``,
+        if that is given. Raises Conflict where something else is in the way, BadInput for links
+        without end.
         """
         done: list[bytes] = []
         pending = _reversed(path)
@@ -79,11 +80,14 @@ class Targets:
                     done = []
                 pending += _reversed(target)
                 continue
-            if info is None and make and self._make(path, done, name, file=last and make == "file"):
-                pending.append(name)
-                continue
             if info is not None:
                 _refuse_other(path, _path((*done, name)), info, last=last, make=make)
+            elif make:
+                file = last and make == "file"
+                if self._make(path, (*done, name), file=file, mode=mode if last else 0):
+                    # Somebody else may have been faster: it is looked at again.
+                    pending.append(name)
+                    continue
             done.append(name)
         return _path(tuple(done))
 
@@ -137,9 +141,9 @@ class Targets:
         finally:
             os.close(fd)
 
-    def _make(self, path: bytes, above: Sequence[bytes], name: bytes, *, file: bool) -> bool:
-        """Whether the name is there now: not in a tmpfs that is to come."""
-        base, writable, below = self._place(above)
+    def _make(self, path: bytes, names: _Names, *, file: bool, mode: int) -> bool:
+        """Whether the last name is there now: not in a tmpfs that is to come."""
+        base, writable, below = self._place(names[:-1])
         if base is None:
             return False
         if not writable:
@@ -151,14 +155,25 @@ class Targets:
         try:
             # Another container may have the same volume, and make it at the same time.
             with suppress(FileExistsError):
-                if file:
-                    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-                    os.close(os.open(name, flags, 0o644, dir_fd=fd))
-                else:
-                    os.mkdir(name, 0o755, dir_fd=fd)
+                _make(fd, names[-1], file=file, mode=mode)
         finally:
             os.close(fd)
         return True
+
+
+def _make(parent: int, name: bytes, *, file: bool, mode: int) -> None:
+    """Whoever calls may have a umask that keeps others out."""
+    if file:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, 0o600, dir_fd=parent)
+    else:
+        os.mkdir(name, 0o700, dir_fd=parent)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, dir_fd=parent)
+    try:
+        os.fchmod(fd, mode or (0o644 if file else 0o755))
+    finally:
+        os.close(fd)
 
 
 def _refuse_other(

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from overlayctl.errors import Damaged
+from overlayctl.errors import Damaged, Locked, NotFound
 from overlayctl.kernel import mounter, rooted
 from overlayctl.layer import attach
 from overlayctl.runtime import mounts, running
@@ -72,16 +72,18 @@ def writing(store: Store, key: str) -> Iterator[int]:
         with store.running(key), ExitStack() as owned:
             yield _written(store, key, owned)
     finally:
-        running.leave(store, key)
+        # What cannot be put away because somebody reads is, by the next command that runs one.
+        with suppress(Locked, NotFound):
+            running.leave(store, key)
 
 
 def _written(store: Store, key: str, owned: ExitStack) -> int:
+    """Who says that it runs keeps it from being unmounted and removed, without its lock."""
     views = mounts.views(store, "container", key)
     if not views:
         mounts.mount_container(store, key, volatile=False, xino=False, held=False)
-    # A view of another mount namespace may go; this one holds it from here on.
-    owned.enter_context(store.holding(key, exclusive=False))
-    return _opened(mounts.views(store, "container", key), owned)
+        views = mounts.views(store, "container", key)
+    return _opened(views, owned)
 
 
 def _opened(views: list[Merged], owned: ExitStack) -> int:

@@ -202,12 +202,15 @@ def find_volumes(
     return tuple(found)
 
 
-def prepare(store: Store, container: Container, root_fd: int) -> list[Bound]:
+def prepare(
+    store: Store, container: Container, root_fd: int, *, lives: ExitStack | None = None
+) -> list[Bound]:
     """The mounts of a container whose merged root is ``root_fd``, in the order to make them in.
 
-    New volumes get the image's content first. The caller holds neither the store's lock nor
-    that of the container exclusively. Raises NotFound for a source that is gone, Conflict and
-    BadInput for a target where nothing can be mounted, DiskFull.
+    New volumes get the image's content first; those that get none stay as they are while
+    ``lives``, which is to end with the container's process. The caller holds neither the
+    store's lock nor that of the container exclusively. Raises NotFound for a source that is
+    gone, Conflict and BadInput for a target where nothing can be mounted, DiskFull.
     """
     mounts = [(one, _source(store.layout, container, one)) for one in container.config.mounts]
     plain = Targets(root_fd)
@@ -216,10 +219,13 @@ def prepare(store: Store, container: Container, root_fd: int) -> list[Bound]:
     for place, one, _ in found:
         _refuse_place(one, place)
     for place, one, _ in found:
-        if one.kind == "volume" and one.copy:
+        if one.kind == "volume":
             from overlayctl.runtime import filling
 
-            filling.fill(store, one.source, plain, place)
+            if one.copy:
+                filling.fill(store, one.source, plain, place)
+            if lives is not None:
+                filling.hold(store, one.source, lives)
     bound = []
     with ExitStack() as held:
         targets = Targets(root_fd)
@@ -231,7 +237,9 @@ def prepare(store: Store, container: Container, root_fd: int) -> list[Bound]:
             directory = fd is None or stat.S_ISDIR(os.fstat(fd).st_mode)
             wanted = os.fsencode(one.target)
             _refuse_place(one, targets.resolve(wanted))
-            place = targets.resolve(wanted, make="directory" if directory else "file")
+            # A tmpfs gets the mode of what it covers: of a place that we make, its own default.
+            mode = 0 if one.source else 0o1777
+            place = targets.resolve(wanted, make="directory" if directory else "file", mode=mode)
             targets.mount(place, fd, writable=not one.read_only)
             bound.append(Bound(one, source, os.fsdecode(place)))
     return bound

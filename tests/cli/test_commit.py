@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import stat
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from overlayctl.errors import Usage
-from overlayctl.runtime.changes import changed
-from tests import filesystems
+from tests import archives, filesystems
 from tests.archives import docker_archive
 from tests.cli.conftest import Shell, reset
-from tests.layer.tars import directory, entry, hardlink, tar
+from tests.layer.tars import directory, entry, hardlink, symlink, tar
 from tests.oracles import trees
+from tests.rootmount import missing, require
 
 # Not docker's, so that it is seen: its own layers' roots are 0755 and root's.
 BELOW = tar(
@@ -119,6 +122,66 @@ def test_the_same_upper_gives_the_same_layer(run: Shell, tmp_path: Path) -> None
             change(other)
             assert diff_id(other) == first, kind
             reset(other.store)
+
+
+@pytest.mark.parametrize("way", ["unpacked", "loop"])
+def test_layers_that_are_attached_otherwise(
+    run: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setenv("OVERLAYCTL_ATTACH", way)
+    loaded(run, tmp_path)
+    change(run)
+    run("commit", "cc", "made")
+    before = trees.snapshot(run.path("mount", "cc"))
+    after = trees.snapshot(run.path("image", "mount", "made"))
+    assert trees.differences(before, after) == []
+    run("umount", "cc", "made")
+
+
+def test_a_container_that_runs_goes_on(run: Shell, tmp_path: Path) -> None:
+    """And what a run only needs to mount on, as what lies on a volume, is in no image."""
+    archive = docker_archive(tmp_path / "sh.tar", [programs()], tags=("sh:1",))
+    run("load", archive)
+    run("run", "--name", "idle", "sh:1", "true")
+    config = config_of(run, run("commit", "idle").out.strip())
+    assert config["history"][-1] == {
+        "created": config["created"], "created_by": "true", "empty_layer": True
+    }  # fmt: skip
+    script = "echo 1 > /w; echo 2 > /data/v; until [ -e /stop ]; do sleep 0.05; done; echo 3 > /w"
+    program = [sys.executable, "-m", "overlayctl", "--root", run.store]
+    with subprocess.Popen(
+        [*program, "run", "--name", "rr", "-v", "/data", "sh:1", "sh", "-c", script]
+    ) as process:
+        while subprocess.run(
+            [*program, "exec", "rr", "cat", "/data/v"], capture_output=True, check=False
+        ).stdout != b"2\n":  # fmt: skip
+            time.sleep(0.05)
+        done = run("--lock-timeout", "0", "commit", "rr", "live", sound=False)
+        assert process.poll() is None
+        run("exec", "rr", "sh", "-c", ": > /stop", sound=False)
+    assert process.returncode == 0
+    assert "not in the image: what is mounted at /data" in done.err
+    assert run("layer", "cat", "live:2", "/w").out == "1\n"
+    run("commit", "rr", "later")
+    assert run("layer", "cat", "later:2", "/w").out == "3\n"
+    files = [line.split()[-1] for line in run("layer", "files", "later:2").out.splitlines()]
+    assert files == [".", "data", "stop", "w"]
+    assert config_of(run, "live")["config"]["Volumes"] == {"/data": {}}
+
+
+def programs() -> bytes:
+    """A root layer with a shell in it, and nothing to mount on."""
+    require("busybox")
+    busybox = Path(shutil.which("busybox") or "").read_bytes()
+    if b"/ld-" in busybox:
+        missing("a static busybox")
+    names = ("cat", "sh", "sleep", "true")
+    return tar(
+        directory("./"),
+        directory("bin/"),
+        entry("bin/busybox", data=busybox, mode=0o755),
+        *(symlink(f"bin/{name}", "busybox") for name in names),
+    )
 
 
 def test_an_unchanged_container_gives_no_layer(run: Shell, tmp_path: Path) -> None:
@@ -296,88 +359,33 @@ def test_refusals(run: Shell, tmp_path: Path) -> None:
     assert "pauses no process" in run("commit", "--pause", "cc", ok=2).err
     run("commit", "--no-pause", "cc")
     key = json.loads(run("inspect", "cc").out)[0]["Id"]
-    (Path(run.store, "snapshots", key, "upper") / "x").touch()
+    upper = Path(run.store, "snapshots", key, "upper")
+    upper.rename(tmp_path / "upper")
+    assert "is gone, with what was written" in run("commit", "cc", ok=6, sound=False).err
+    (tmp_path / "upper").rename(upper)
+    (upper / "x").touch()
     Path(run.store, "containers", f"{key}.json").unlink()
     refused = run("commit", key, ok=6, sound=False)
     assert f"overlayctl export -o FILE {key[:12]}" in refused.err
 
 
-CONFIG = {"Env": ["A=1", "B=2"], "Cmd": ["/bin/sh"], "WorkingDir": "/bin", "Labels": {"one": "1"},
-          "Healthcheck": {"Test": ["CMD-SHELL", "true"], "Interval": 5_000_000_000}}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("change", "key", "value"),
-    [
-        ("CMD a b", "Cmd", ["/bin/sh", "-c", "a b"]),
-        ('CMD ["a", "b"]', "Cmd", ["a", "b"]),
-        ('CMD=["a"]', "Cmd", ["a"]),
-        ("cmd x", "Cmd", ["/bin/sh", "-c", "x"]),
-        ("CMD [a", "Cmd", ["/bin/sh", "-c", "[a"]),
-        ("CMD []", "Cmd", None),
-        ("ENTRYPOINT a", "Cmd", None),
-        ("ENTRYPOINT a", "Entrypoint", ["/bin/sh", "-c", "a"]),
-        ("ENTRYPOINT []", "Cmd", ["/bin/sh"]),
-        ('ENV A=7 Z="q w"', "Env", ["A=7", "B=2", "Z=q w"]),
-        ("ENV=C=3", "Env", ["A=1", "B=2", "C=3"]),
-        ("ENV A b c", "Env", ["A=b c", "B=2"]),
-        ('ENV A="b\\"c"', "Env", ['A=b"c', "B=2"]),
-        ("ENV A='$A'", "Env", ["A=$A", "B=2"]),
-        ("ENV A=${A}-${Q:-d}-$NO", "Env", ["A=1-d-", "B=2"]),
-        ("ENV X=$A\\ny", "Env", ["A=1", "B=2", "X=1ny"]),
-        ("ENV X=${A:+set}${Q:+not}", "Env", ["A=1", "B=2", "X=set"]),
-        ("LABEL a b", "Labels", {"one": "1", "a": "b"}),
-        ("LABEL a=b\\ c", "Labels", {"one": "1", "a": "b c"}),
-        ('LABEL "a b"=c d=\'e f\'', "Labels", {"one": "1", "a b": "c", "d": "e f"}),
-        ("WORKDIR sub", "WorkingDir", "/bin/sub"),
-        ("WORKDIR $A/x", "WorkingDir", "/bin/1/x"),
-        ("WORKDIR /x/../y", "WorkingDir", "/y"),
-        ("USER bob", "User", "bob"),
-        ("EXPOSE 99/udp 1-3 7:8", "ExposedPorts",
-         {"99/udp": {}, "1/tcp": {}, "2/tcp": {}, "3/tcp": {}, "8/tcp": {}}),
-        ("VOLUME /a /b", "Volumes", {"/a": {}, "/b": {}}),
-        ('VOLUME ["/a b"]', "Volumes", {"/a b": {}}),
-        ("ONBUILD RUN y", "OnBuild", ["RUN y"]),
-        ("STOPSIGNAL SIGKILL", "StopSignal", "SIGKILL"),
-        ("STOPSIGNAL 9", "StopSignal", "9"),
-        ("HEALTHCHECK NONE", "Healthcheck", {"Test": ["NONE"], "Interval": 5_000_000_000}),
-        ('HEALTHCHECK --retries=3 --timeout=1m1.5s CMD ["a","b"]', "Healthcheck",
-         {"Test": ["CMD", "a", "b"], "Interval": 5_000_000_000, "Timeout": 61_500_000_000,
-          "Retries": 3}),
-        ("HEALTHCHECK CMD a b", "Healthcheck",
-         {"Test": ["CMD-SHELL", "a b"], "Interval": 5_000_000_000}),
-    ],
-)  # fmt: skip
-def test_a_change(change: str, key: str, value: object) -> None:
-    result = changed(CONFIG, [change])
-    assert result[key] == value
-    touched = {key, "Cmd", "Entrypoint"} if change.startswith("ENTRYPOINT") else {key}
-    assert {k: v for k, v in result.items() if k not in touched} == {
-        k: v for k, v in CONFIG.items() if k not in touched
-    }
-
-
-def test_a_command_before_or_after_the_entrypoint_stays() -> None:
-    for both in (["CMD b", 'ENTRYPOINT ["a"]'], ['ENTRYPOINT ["a"]', "CMD b"]):
-        assert changed(CONFIG, both)["Cmd"] == ["/bin/sh", "-c", "b"]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        "", "#x", "FROM x", "RUN x", "MAINTAINER x", 'SHELL ["a"]', "CMD", "USER", "WORKDIR",
-        "ENV A", "LABEL a", "ENV A=1 B", 'ENV "A=b"', "ENV =b", "ENV A=${x", "ENV A='x",
-        "EXPOSE x", "EXPOSE 80/foo", "EXPOSE 70000", "EXPOSE 3-1", "VOLUME []", 'CMD ["a", 1]',
-        "ONBUILD FROM x", "STOPSIGNAL nosuch", "STOPSIGNAL 99", "HEALTHCHECK x",
-        "HEALTHCHECK --retries=0 CMD x", "HEALTHCHECK --interval=1us CMD x",
-        "HEALTHCHECK --interval=5 CMD x", "HEALTHCHECK --x=1 NONE",
-    ],
-)  # fmt: skip
-def test_no_change(change: str) -> None:
-    with pytest.raises(Usage) as error:
-        changed(CONFIG, [change])
-    assert repr(change) in str(error.value)
-    assert error.value.hint
+def test_a_config_of_odd_types(run: Shell, tmp_path: Path) -> None:
+    """What is not of the type that it has to be is not there; what is not known stays."""
+    odd = {"Env": "A=1", "Labels": ["x"], "Volumes": 5, "Cmd": "sh", "User": [], "Odd": [1]}
+    config = json.loads(archives.config(BELOW))
+    config |= {"config": odd, "history": [None, 3], "os.version": "7", "container": "none"}
+    data = json.dumps(config).encode()
+    manifest = archives.manifest(data, BELOW)
+    described = archives.descriptor(manifest, archives.OCI + "manifest.v1+json")
+    layout = archives.layout(tmp_path / "in", archives.index(described), data, manifest, BELOW)
+    run("load", "--tag", "odd:1", layout)
+    run("create", "--name", "cc", "odd:1")
+    config = config_of(run, run("commit", "-c", "ENV B=2", "-c", "LABEL l=1", "cc").out.strip())
+    assert config["config"] == {"Env": ["B=2"], "Labels": {"l": "1"}, "Odd": [1]}
+    # Each layer has its line of history.
+    assert config["history"][:-1] == [None, 3, {}]
+    assert config["os.version"] == "7"
+    assert "container" not in config
 
 
 def test_holes_are_zeros_that_take_no_room(run: Shell, tmp_path: Path) -> None:
@@ -400,3 +408,30 @@ def test_holes_are_zeros_that_take_no_room(run: Shell, tmp_path: Path) -> None:
         assert (view / "holes").read_bytes().strip(b"\0") == b"middle"
         assert (view / "holes").stat().st_size == 200 << 20
         run("umount", name)
+
+
+@pytest.mark.long
+def test_commits_saves_and_removals_at_once(run: Shell, tmp_path: Path) -> None:
+    """On one container that is written to: each image is whole, and nothing is left."""
+    loaded(run, tmp_path)
+    merged = run.path("mount", "cc")
+    (merged / "big").write_bytes(os.urandom(8 << 20))
+    program = f"{sys.executable} -m overlayctl --root {run.store}"
+    # Equal images of two of them are one, which the other may have removed.
+    script = f"""
+    for turn in 1 2 3 4 5 6; do
+        echo $1.$turn > {merged}/$1
+        image=$({program} commit -q -m $1.$turn cc made:$1 2> /dev/null) || exit 1
+        {program} save -o {tmp_path}/$1.tar $image || exit 2
+        {program} rmi -f $image > /dev/null 2>&1 || exit 3
+        tar -tf {tmp_path}/$1.tar > /dev/null || exit 4
+    done
+    """
+    running = [subprocess.Popen(["sh", "-c", script, "sh", str(number)]) for number in range(4)]
+    assert [one.wait() for one in running] == [0] * 4
+    (image,) = json.loads(run("images", "--json").out)
+    assert image["RepoTags"] == ["demo:latest"]
+    assert len(os.listdir(Path(run.store, "layers"))) == 1
+    assert os.listdir(Path(run.store, "ingest")) == []
+    (merged / "big").unlink()
+    run("umount", "cc")

@@ -118,6 +118,11 @@ def test_what_cannot_be_is_refused_by_name(run: Shell, option: str, value: str) 
     assert rows(run, "-a") == []
 
 
+def test_a_container_that_would_go_at_once_is_not_made(run: Shell) -> None:
+    assert "run --rm" in run("create", "--rm", "demo", ok=2).err
+    assert rows(run, "-a") == []
+
+
 def test_a_name_is_made_up_and_given_to_nobody_else(run: Shell) -> None:
     for _ in range(30):
         run("create", "demo", sound=False)

@@ -110,11 +110,13 @@ def test_what_came_in_goes_out(two: Shell, tmp_path: Path, form: str, codec: str
 def test_docker_finds_its_files(two: Shell, tmp_path: Path) -> None:
     found = saved(two, tmp_path, "one:1", "host.test:5/two:1")
     manifest = json.loads(found["manifest.json"])
-    assert [one["RepoTags"] for one in manifest] == [["one:1"], ["host.test:5/two:1"]]
+    assert [one["RepoTags"] for one in manifest] == [
+        ["docker.io/library/one:1"], ["host.test:5/two:1"],
+    ]  # fmt: skip
     assert [found[path] for path in manifest[0]["Layers"]] == [BASE, MORE]
     assert hashlib.sha256(found[manifest[0]["Config"]]).hexdigest() in configs(two)
     top = hashlib.sha256(MORE).hexdigest()
-    assert json.loads(found["repositories"])["one"] == {"1": top}
+    assert json.loads(found["repositories"])["docker.io/library/one"] == {"1": top}
 
 
 def test_which_names_come_along(two: Shell, tmp_path: Path) -> None:
@@ -125,11 +127,12 @@ def test_which_names_come_along(two: Shell, tmp_path: Path) -> None:
         return [one["RepoTags"] for one in manifest]
 
     image = json.loads(two("inspect", "one:1").out)[0]["Id"]
-    assert tags("one") == [["one:1", "one:2"]]
-    assert tags("docker.io/library/one:2") == [["one:2"]]
+    one, two_ = "docker.io/library/one:1", "docker.io/library/one:2"
+    assert tags("one") == [[one, two_]]
+    assert tags("docker.io/library/one:2") == [[two_]]
     assert tags("host.test:5/two") == [["host.test:5/two:1"]]
     assert tags(image) == tags(image[7:19]) == [None]
-    assert tags(image, "one:2") == [["one:2"]]
+    assert tags(image, "one:2") == [[two_]]
     found = saved(two, tmp_path, image)
     assert "annotations" not in json.loads(found["index.json"])["manifests"][0]
     assert "repositories" not in found

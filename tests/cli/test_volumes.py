@@ -8,14 +8,14 @@ import os
 import stat
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from overlayctl.engine import Engine
-from overlayctl.errors import BadInput, Conflict, NotFound, OverlayctlError
+from overlayctl.errors import BadInput, Conflict, DiskFull, NotFound, OverlayctlError
 from overlayctl.runtime import volumes
 from overlayctl.runtime.volumes import Bound
 from overlayctl.store import containers
@@ -74,14 +74,16 @@ def data(run: Shell, name: str) -> Path:
 
 
 @contextmanager
-def prepared(run: Shell, name: str) -> Iterator[tuple[Path, list[Bound]]]:
+def prepared(
+    run: Shell, name: str, lives: ExitStack | None = None
+) -> Iterator[tuple[Path, list[Bound]]]:
     """A container's merged view, and what is to be mounted there."""
     engine = Engine.open(run.store)
     merged = Path(engine.mount_container(name, volatile=False, xino=False))
     container = containers.resolve(engine.layout, name)
     root = os.open(merged, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        yield merged, volumes.prepare(engine.store, container, root)
+        yield merged, volumes.prepare(engine.store, container, root, lives=lives)
     finally:
         os.close(root)
         engine.unmount_container(name, lazy=False)
@@ -284,6 +286,18 @@ def test_a_volume_that_somebody_sees_is_not_exchanged(run: Shell) -> None:
     assert os.listdir(data(run, "vv")) == ["mine"]
 
 
+def test_a_volume_that_is_about_to_be_mounted_is_not_exchanged(run: Shell) -> None:
+    make(run, "one", "-v", "vv:/missing")
+    make(run, "two", "-v", "vv:/srv")
+    with ExitStack() as lives:
+        with prepared(run, "one", lives):
+            pass
+        with prepared(run, "two", lives):
+            assert os.listdir(data(run, "vv")) == []
+    with prepared(run, "two"):
+        assert os.listdir(data(run, "vv")) == ["here"]
+
+
 def test_owner_and_mode_come_along_without_content(run: Shell) -> None:
     make(run, "one", "-v", "vv:/own")
     with prepared(run, "one"):
@@ -405,6 +419,36 @@ def test_mounts_lie_upon_one_another(run: Shell, tmp_path: Path) -> None:
     run("volume", "create", "empty")
     make(run, "two", "-v", "empty:/missing:ro", "-v", "deep:/missing/below")
     assert "read-only" in str(refused(run, "two"))
+
+
+def test_the_order_is_that_of_where_links_lead(run: Shell) -> None:
+    make(run, "one", "-v", "below:/dangling", "-v", "above:/made")
+    with placed(run, "one") as merged:
+        (merged / "dangling/mine").write_text("mine")
+        assert (merged / "made/below/mine").read_text() == "mine"
+    assert os.listdir(data(run, "below")) == ["mine"]
+    assert os.listdir(data(run, "above")) == ["below"]
+
+
+def test_places_that_are_made_are_for_everybody(run: Shell, tmp_path: Path) -> None:
+    """Whatever umask the caller has; and a tmpfs has the mode of the place that it covers."""
+    make(
+        run, "one", "-v", "vv:/new/volume", "-v", f"{tmp_path}/a.tar:/other/file",
+        "--tmpfs", "/new/memory", "--tmpfs", "/own",
+    )  # fmt: skip
+    before = os.umask(0o077)
+    try:
+        with prepared(run, "one") as (merged, _):
+            modes = {
+                name: stat.S_IMODE((merged / name).stat().st_mode)
+                for name in ("new", "new/volume", "new/memory", "other", "other/file", "own")
+            }
+    finally:
+        os.umask(before)
+    assert modes == {
+        "new": 0o755, "new/volume": 0o755, "new/memory": 0o1777, "other": 0o755,
+        "other/file": 0o644, "own": 0o700,
+    }  # fmt: skip
 
 
 # --- hostile targets --------------------------------------------------------------------------
@@ -558,6 +602,17 @@ def test_a_lost_record_takes_nothing_away(run: Shell) -> None:
     assert os.listdir(Path(run.store, "volumes")) == []
 
 
+def test_what_nobody_can_tell_to_be_anonymous_stays(run: Shell) -> None:
+    make(run, "one", "-v", "/anonymous")
+    (name,) = listed(run)
+    for record in ("volume.json", "keep"):
+        Path(run.store, "volumes", name, record).write_text("{")
+    run("rm", "-v", "one", sound=False)
+    run("volume", "prune", "-f", sound=False)
+    assert run("volume", "ls", "-q", sound=False).out == f"{name}\n"
+    run("volume", "rm", name)
+
+
 def inspected_unsound(run: Shell, name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(run("volume", "inspect", name, sound=False).out)[0]
     return found
@@ -629,13 +684,18 @@ def test_a_full_and_a_read_only_disk(kind: str, full: str, tmp_path: Path) -> No
         assert "read-only filesystem" in run("volume", "rm", "one", ok=5).err
         assert "read-only filesystem" in run("volume", "create", "new", ok=5).err
         remount(root, "rw")
+        run("mount", "cc")
         FULL[full](root)
         assert len(listed(run)) == 4
+        with pytest.raises(DiskFull), prepared(run, "cc"):
+            pass
+        assert os.listdir(data(run, "held")) == []
+        assert os.listdir(Path(run.store, "ingest")) == []
         assert "disk is full" in run("volume", "create", "new", ok=1, sound=False).err
         assert "in use by container cc" in run("volume", "rm", "held", ok=4, sound=False).err
         run("volume", "rm", "one", sound=False)
         run("volume", "prune", "-af", sound=False)
-        run("rm", "-v", "cc", sound=False)
+        run("rm", "-fv", "cc", sound=False)
         assert listed(run) == ["held"]
         run("volume", "rm", "held")
         assert os.listdir(Path(run.store, "volumes")) == []

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from overlayctl.names import stored
 from tests.cli.conftest import Shell, reset
 from tests.interop import small
 from tests.interop.peers import Containerd, Podman
@@ -122,6 +123,35 @@ def test_containerd_imports_it(
         containerd.ctr("images", "unmount", "--rm", place)
         containerd.ctr("images", "rm", "--sync", WHOLE)
     assert trees.differences(made.tree, theirs, ignore_fields_of={b"": TIME}) == []
+
+
+@pytest.mark.parametrize("tool", ["docker", "podman", "ctr"])
+def test_several_images_in_one_archive(
+    made: Made, request: pytest.FixtureRequest, tmp_path: Path, tool: str
+) -> None:
+    """Each with its names."""
+    out = tmp_path / "both"
+    made.run("tag", NAME, "registry.test:5000/team/made:1")
+    made.run("save", "-o", out, NAME, "registry.test:5000/team/made:1", small.BASE)
+    made.run("rmi", "registry.test:5000/team/made:1")
+    names = {NAME, "registry.test:5000/team/made:1", small.BASE}
+    if tool == "docker":
+        dockerd: Dockerd = request.getfixturevalue("dockerd")
+        said = dockerd.docker("load", "--input", out)
+        assert {line.removeprefix("Loaded image: ") for line in said.splitlines()} == names
+        dockerd.docker("rmi", *names - {small.BASE})
+    elif tool == "podman":
+        podman: Podman = request.getfixturevalue("podman")
+        said = podman.podman("load", "--quiet", "--input", out)
+        loaded = {line.removeprefix("Loaded image: ") for line in said.splitlines()}
+        assert loaded == set(map(stored, names))
+        podman.podman("rmi", "--force", *loaded - {f"docker.io/{small.BASE}"})
+    else:
+        containerd: Containerd = request.getfixturevalue("containerd")
+        containerd.ctr("images", "import", out)
+        there = set(containerd.ctr("images", "ls", "--quiet").split())
+        assert {stored(name) for name in names} <= there
+        containerd.ctr("images", "rm", "--sync", *map(stored, names))
 
 
 @pytest.mark.parametrize("codec", ["none", "gzip", "zstd"])

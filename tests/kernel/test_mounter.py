@@ -433,9 +433,10 @@ def test_an_upper_in_use_by_a_lazily_unmounted_overlay(place: Place) -> None:
     assert not inuse.upper_in_use(place.path("upper"))
 
 
+@pytest.mark.parametrize("volatile", [True, False])
 @pytest.mark.parametrize("readable", [True, False])
 def test_anothers_upper_in_use_is_not_ours(
-    place: Place, monkeypatch: pytest.MonkeyPatch, *, readable: bool
+    place: Place, monkeypatch: pytest.MonkeyPatch, *, readable: bool, volatile: bool
 ) -> None:
     lower = place.attach("empty", place.empty)
     for name in ("other", "otherwork", "otherwork2", "elsewhere", "again"):
@@ -457,7 +458,7 @@ def test_anothers_upper_in_use_is_not_ours(
     monkeypatch.setattr(libc, call, disturbed)
     if not readable:
         monkeypatch.setattr(KernelLog, "__enter__", lambda self: self)
-    mounter.mount(overlay(place, lower), place.merged)
+    mounter.mount(overlay(place, lower)._replace(volatile=volatile), place.merged)
     assert not armed
     write("x", place.merged, "file")
 

@@ -200,6 +200,14 @@ def test_xattrs_that_a_filesystem_does_not_take_are_told(tmp_path: Path) -> None
         assert done.notes == {copy.XATTR_REFUSED: [b""]}
 
 
+@pytest.mark.parametrize("path", ["/proc/sys/kernel/ostype", "/proc/version", "/sys/kernel/fscaps"])
+def test_files_that_the_kernel_makes_up(tmp_path: Path, path: str) -> None:
+    """Their size is 0, or more than there is."""
+    above, name = os.path.split(path)
+    copied(Path(above), tmp_path, name.encode(), b"new")
+    assert (tmp_path / "new").read_bytes() == Path(path).read_bytes() != b""
+
+
 def test_a_path_that_is_longer_than_a_path_may_be(tmp_path: Path) -> None:
     fd = os.open(tmp_path, os.O_RDONLY)
     os.mkdir("tree", dir_fd=fd)
