@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,16 @@ def test_an_image_of_one_program_runs_and_nothing_is_changed(cli: Cli, tmp_path:
 
 
 # --- hostile images --------------------------------------------------------------------------
+
+
+@ONE
+@pytest.mark.parametrize("kind", [tarfile.FIFOTYPE, tarfile.SYMTYPE])
+def test_users_of_an_image_are_never_the_hosts(cli: Cli, tmp_path: Path, kind: bytes) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("marker:x:4711:4711::/host:/bin/sh\n")
+    load(cli, tmp_path, entry("etc/passwd", kind, linkname=f"/../../..{outside}"))
+    assert cli("run", "--rm", "-u", "7:8", "box", "id", "-u").out == "7\n"
+    assert "no user 'marker'" in cli("run", "--rm", "-u", "marker", "box", "id", ok=125).err
 
 
 def test_the_files_of_a_container_lie_where_its_links_lead_inside(cli: Cli, tmp_path: Path) -> None:
