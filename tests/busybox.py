@@ -11,9 +11,9 @@ from tests.layer.tars import directory, entry, symlink, tar
 from tests.rootmount import missing
 
 APPLETS = (
-    "cat", "dd", "echo", "env", "grep", "head", "hostname", "id", "kill", "ls", "mkdir", "mount",
-    "printf", "ps", "pwd", "rm", "sh", "sleep", "stat", "stty", "sync", "test", "touch", "true",
-    "tty", "umount", "wc",
+    "cat", "cmp", "dd", "echo", "env", "grep", "head", "hostname", "id", "kill", "ls", "mkdir",
+    "mkfifo", "mount", "printf", "ps", "pwd", "rm", "sh", "sleep", "stat", "stty", "sync", "test",
+    "touch", "true", "tty", "umount", "wc",
 )  # fmt: skip
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\nweb:x:33:44::/srv:/bin/sh\n"
 GROUP = b"root:x:0:\nweb:x:44:\nmore:x:55:web,other\nlast:x:66:\n"

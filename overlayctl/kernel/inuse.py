@@ -5,12 +5,17 @@ from __future__ import annotations
 import errno
 import os
 import shlex
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from typing import TypeVar
 
 from overlayctl.errors import Holder, InUse, KernelRefused
 from overlayctl.kernel import libc, mounttable
 
+_T = TypeVar("_T")
+UNSEEN = Holder("an overlay", "that cannot be seen from here", "")
+"""Who has a directory that no mount table shows. It may be about to go."""
 # What a process that ends, or that we may not look at, answers.
 _GONE = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM)
 
@@ -40,6 +45,22 @@ def upper_in_use(path: str) -> bool:
         os.close(fd)
     libc.umount2(path, libc.UMOUNT_NOFOLLOW | libc.MNT_DETACH)
     return False
+
+
+def patiently(act: Callable[[], _T], seconds: float = 1.0) -> _T:
+    """What ``act`` returns; while an overlay that nobody sees is in its way, it is tried again.
+
+    With a process that has just ended its mounts go, but a moment later: the kernel leaves
+    what an ending process unmounts last to a worker (fs/namespace.c, mntput_no_expire).
+    """
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            return act()
+        except InUse as error:
+            if UNSEEN not in error.holders or time.monotonic() > until:
+                raise
+        time.sleep(0.01)
 
 
 def refuse_used(uppers: Sequence[str]) -> None:
@@ -96,7 +117,7 @@ def _overlays_on(path: str) -> list[Holder]:
         for pid, m in mounttable.everywhere()
         if m.fs_type == "overlay"
         and not shown.isdisjoint(m.option("upperdir") + m.option("workdir"))
-    ] or [Holder("an overlay", "that cannot be seen from here", "")]
+    ] or [UNSEEN]
 
 
 def users(target: str) -> list[Holder]:

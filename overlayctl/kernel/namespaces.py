@@ -42,13 +42,17 @@ class Known(NamedTuple):
 
 
 def known(pid: int) -> Known | None:
-    """The process of that number; None if there is none, or it has ended."""
+    """The process of that number; None if there is none, or it has ended.
+
+    One whose first thread has ended, and others not, still lives.
+    """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             fields = file.read().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return None if fields[0] in (b"Z", b"X") else Known(pid, int(fields[19]))
+    over = fields[0] in (b"Z", b"X") and int(fields[17]) <= 1
+    return None if over else Known(pid, int(fields[19]))
 
 
 def ended(process: Known, timeout: float) -> bool:

@@ -225,7 +225,7 @@ def unmount_container(store: Store, name: str, *, lazy: bool) -> str:
         found = containers.resolve(store.layout, name)
     from overlayctl.runtime import running
 
-    idle = nullcontext() if lazy else running.idle(store, found)
+    idle = nullcontext() if lazy else running.idle(store, found.id, found.name)
     with store.holding(found.id), idle:
         own = views(store, "container", found.id, everywhere=False)
         if not own:

@@ -14,7 +14,7 @@ from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from overlayctl.errors import Conflict, HostCannot, NotFound, OverlayctlError, Usage
-from overlayctl.kernel import libc, privileges, pseudoterminal, rooted, waiting
+from overlayctl.kernel import inuse, libc, privileges, pseudoterminal, rooted, waiting
 from overlayctl.runtime import (
     builtin,
     bundle,
@@ -224,7 +224,9 @@ def mounted(store: Store, container: Container) -> str:
     for view in mounts.views(store, "container", key, everywhere=False):
         return view.target
     volatile = config.volatile or config.disposable
-    return mounts.mount_container(store, key, volatile=volatile, xino=False, held=False)
+    return inuse.patiently(
+        lambda: mounts.mount_container(store, key, volatile=volatile, xino=False, held=False)
+    )
 
 
 def described(root: int, config: Config, command: Command, hostname: str) -> bundle.Process:

@@ -124,7 +124,7 @@ def remove_container(
     with store.holding(found.id):
         if force and not dry_run:
             running.end(store, found.id)
-        with running.idle(store, found), store.unmaking():
+        with running.idle(store, found.id, found.name), store.unmaking():
             views = mounts.views(store, "container", found.id)
             own = [v for v in views if v.pid == os.getpid()]
             if views and (not force or len(own) < len(views)):
@@ -148,9 +148,9 @@ def take_away(
         mounts.unmount(store, view, lazy=False)
     # An overlay that no mount table shows may still write there.
     upper = store.layout.snapshot(found.id, "upper")
-    inuse.refuse_used([upper] if os.path.isdir(upper) else [])
-    forget_mountpoint(store, found.id)
     running.forget(store, found.id)
+    inuse.patiently(lambda: inuse.refuse_used([upper] if os.path.isdir(upper) else []))
+    forget_mountpoint(store, found.id)
     with suppress(FileNotFoundError):
         os.unlink(store.layout.held(found.id))
     snapshots.remove(store.layout, found.id)
@@ -204,6 +204,11 @@ def reset(store: Store, *, dry_run: bool) -> dict[str, Any]:
         }
         if dry_run:
             return plan
+        for key in snapshots.stored(store.layout):
+            snapshot = store.layout.snapshot(key)
+            with running.idle(store, key, key[:12]), locks.attempt(snapshot) as readers:
+                if readers:
+                    raise InUse(f"container {key[:12]}", readers)
         views = mounts.mounted(store, everywhere=True)
         others = [mounts.holder(v, v.target) for v in views if v.pid != os.getpid()]
         for place in records.names(store.layout.ingest):
@@ -214,10 +219,6 @@ def reset(store: Store, *, dry_run: bool) -> dict[str, Any]:
         if others:
             raise InUse(f"the store {store.layout.root}", others)
         inuse.refuse_mounts(store.layout.root, but=store.layout.attached)
-        for key in snapshots.stored(store.layout):
-            with store.idle(key), locks.attempt(store.layout.snapshot(key)) as readers:
-                if readers:
-                    raise InUse(f"container {key[:12]}", readers)
         for view in views[::-1]:
             mounts.unmount(store, view, lazy=False)
         inuse.refuse_used(

@@ -20,7 +20,6 @@ from overlayctl.runtime import mounts
 from overlayctl.store import containers, locks, records
 
 if TYPE_CHECKING:
-    from overlayctl.store.containers import Container
     from overlayctl.store.opened import Store
 
 _SOON = 5.0
@@ -93,14 +92,14 @@ def holders(store: Store, key: str, name: str) -> list[Holder]:
 
 
 @contextmanager
-def idle(store: Store, container: Container) -> Iterator[None]:
+def idle(store: Store, key: str, name: str) -> Iterator[None]:
     """As ``Store.idle``; what runs there is named with its command."""
     with ExitStack() as held:
         try:
-            held.enter_context(store.idle(container.id))
+            held.enter_context(store.idle(key))
         except InUse as error:
-            found = holders(store, container.id, container.name)
-            raise InUse(f"container {container.name}", found or error.holders) from None
+            found = holders(store, key, name)
+            raise InUse(f"container {name}", found or error.holders) from None
         yield
 
 

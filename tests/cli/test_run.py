@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from tests.rootmount import require
 
 DEFAULT_CAPABILITIES = 0xA80425FB
 CAP_NET_RAW = 13
+ONE = pytest.mark.parametrize("cli", ["runc"], indirect=True)
+"""For what no runtime decides."""
 
 
 # --- the status -------------------------------------------------------------------------------
@@ -51,6 +54,7 @@ def test_what_cannot_be_executed_has_a_shells_status(
     assert command in told["message"]
 
 
+@ONE
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -195,6 +199,7 @@ def test_input_and_output_pass_untouched(box: Cli) -> None:
     assert endless.wait(timeout=20) == 1
 
 
+@ONE
 def test_what_it_writes_stays_in_the_container_alone(box: Cli) -> None:
     box("run", "--name", "first", "box", "sh", "-c", "echo kept > /root/new; rm /bin/data")
     assert box.mounted() == []
@@ -241,6 +246,16 @@ def test_an_image_of_one_program_runs_and_nothing_is_changed(cli: Cli, tmp_path:
 # --- hostile images --------------------------------------------------------------------------
 
 
+@ONE
+@pytest.mark.parametrize("kind", [tarfile.FIFOTYPE, tarfile.SYMTYPE])
+def test_users_of_an_image_are_never_the_hosts(cli: Cli, tmp_path: Path, kind: bytes) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("marker:x:4711:4711::/host:/bin/sh\n")
+    load(cli, tmp_path, entry("etc/passwd", kind, linkname=f"/../../..{outside}"))
+    assert cli("run", "--rm", "-u", "7:8", "box", "id", "-u").out == "7\n"
+    assert "no user 'marker'" in cli("run", "--rm", "-u", "marker", "box", "id", ok=125).err
+
+
 def test_the_files_of_a_container_lie_where_its_links_lead_inside(cli: Cli, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.write_text("of the host")
@@ -258,6 +273,7 @@ def test_the_files_of_a_container_lie_where_its_links_lead_inside(cli: Cli, tmp_
     cli("rm", "links")
 
 
+@ONE
 @pytest.mark.parametrize("name", ["proc", "sys", "dev"])
 def test_a_link_where_a_filesystem_goes_is_refused(cli: Cli, tmp_path: Path, name: str) -> None:
     (tmp_path / "outside").mkdir()
@@ -277,6 +293,7 @@ def test_a_volume_goes_where_links_lead_inside(cli: Cli, tmp_path: Path) -> None
     cli("volume", "rm", "vol")
 
 
+@ONE
 def test_a_command_of_an_image_cannot_be_a_runtime_option(cli: Cli, tmp_path: Path) -> None:
     load(cli, tmp_path, entry("bin/-x", data=b"#!/bin/sh\necho dash\n", mode=0o755))
     assert cli("run", "--rm", "--entrypoint", "-x", "box").out == "dash\n"
