@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from overlayctl.store import gc, records
 
 if TYPE_CHECKING:
-    from overlayctl.store.check import Finding
+    from overlayctl.store.finding import Finding
 
 
 from overlayctl.engine.opened import Opened, rows

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from overlayctl.kernel.probe import Setting
     from overlayctl.mount import Merged, Rung
-    from overlayctl.store.check import Finding
+    from overlayctl.store.finding import Finding
 
 
 class Opened:
@@ -52,9 +52,9 @@ class Opened:
 
     def _put_away(self) -> None:
         """Put away what killed commands left: for every command that writes."""
-        from overlayctl.runtime import running
+        from overlayctl.runtime import sweeping
 
-        running.sweep(self.store)
+        sweeping.sweep(self.store)
 
     def _views(self) -> dict[str, Merged]:
         from overlayctl.runtime import mounts

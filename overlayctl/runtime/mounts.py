@@ -14,6 +14,7 @@ from overlayctl.errors import Holder, InUse, NotFound, OverlayctlError
 from overlayctl.kernel import libc, mounter, mounttable, rooted
 from overlayctl.layer import attach
 from overlayctl.mount import Merged, Overlay
+from overlayctl.runtime import running
 from overlayctl.store import containers, images, snapshots
 from overlayctl.store.records import fault
 
@@ -223,8 +224,6 @@ def unmount_container(store: Store, name: str, *, lazy: bool) -> str:
     """Unmount a container; its id. Raises NotFound, InUse for processes in it, unless ``lazy``."""
     with store.locked(exclusive=False):
         found = containers.resolve(store.layout, name)
-    from overlayctl.runtime import running
-
     idle = nullcontext() if lazy else running.idle(store, found.id, found.name)
     with store.holding(found.id), idle:
         own = views(store, "container", found.id, everywhere=False)

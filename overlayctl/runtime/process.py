@@ -26,6 +26,7 @@ from overlayctl.runtime import (
     outer,
     placing,
     running,
+    sweeping,
     talk,
     users,
     volumes,
@@ -63,7 +64,7 @@ def run(
     Raises CommandNotFound, CannotExecute, HostCannot where it did not begin; and what
     ``creation.create`` raises.
     """
-    running.sweep(store)
+    sweeping.sweep(store)
     with ExitStack() as lives:
         container = creation.create(
             store, image, name=name, asked=asked, labels=labels, lives=lives
@@ -86,7 +87,7 @@ def execute(
     In one that runs it joins the first process; one that does not is mounted for it. Raises as
     ``run`` does, NotFound.
     """
-    running.sweep(store)
+    sweeping.sweep(store)
     with store.locked(exclusive=False):
         found = containers.resolve(store.layout, name)
     try:
@@ -140,7 +141,7 @@ def write_bundle(store: Store, name: str, directory: str) -> str:
 def leave(store: Store, key: str, note: Callable[[str], None]) -> None:
     """Put away what is not needed any more; the command's own status counts, whatever happens."""
     try:
-        running.leave(store, key)
+        sweeping.leave(store, key)
     except NotFound:
         return
     except OverlayctlError as error:

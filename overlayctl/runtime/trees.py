@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from overlayctl.errors import Damaged, Locked, NotFound
 from overlayctl.kernel import mounter, rooted
 from overlayctl.layer import attach
-from overlayctl.runtime import mounts, running
+from overlayctl.runtime import mounts, sweeping
 from overlayctl.store import records, snapshots
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def writing(store: Store, key: str) -> Iterator[int]:
     finally:
         # What cannot be put away because somebody reads is, by the next command that runs one.
         with suppress(Locked, NotFound):
-            running.leave(store, key)
+            sweeping.leave(store, key)
 
 
 def _written(store: Store, key: str, owned: ExitStack) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from overlayctl.errors import CannotExecute, CommandNotFound
 from overlayctl.kernel import furnishing, libc, namespaces, rooted, waiting
-from overlayctl.runtime import builtin, creation, mounts, outer, process, running, talk
+from overlayctl.runtime import builtin, creation, mounts, outer, process, running, sweeping, talk
 from overlayctl.store import containers, images
 from overlayctl.store.containers import Config
 
@@ -32,7 +32,7 @@ def run(
     writes stays in a container, and goes with a view of an image. Raises NotFound,
     CommandNotFound, CannotExecute.
     """
-    running.sweep(store)
+    sweeping.sweep(store)
     if kind == "image" and not writable:
         return _in_image(store, name, words)
     with ExitStack() as lives:

@@ -15,7 +15,17 @@ from overlayctl.kernel import mounttable
 from overlayctl.layer import attach, index, stack, unpack
 from overlayctl.layer.format import HEADER
 from overlayctl.layout import DIRECTORIES
-from overlayctl.store import containers, gc, images, layers, records, snapshots, staging
+from overlayctl.store import (
+    containers,
+    gc,
+    images,
+    layers,
+    records,
+    snapshots,
+    staging,
+    volume_check,
+)
+from overlayctl.store.finding import Finding
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -24,15 +34,6 @@ if TYPE_CHECKING:
 
 EMPTY_IMAGE = "sha256:9269da81bd6f69fc82683e26a2ee9e9da19cfc49ec254c91fb2f7309a71485c8"
 """The digest of the image of nothing, which has no header that could tell."""
-
-
-class Finding(NamedTuple):
-    """One thing that is wrong. ``users`` are the images and snapshots it harms."""
-
-    tag: str
-    path: str
-    message: str
-    users: tuple[str, ...] = ()
 
 
 class Stale(NamedTuple):
@@ -66,8 +67,6 @@ def check(
 
 def but_layers(layout: Layout) -> list[Finding]:
     """What is wrong beside the content of layers: no layer is read."""
-    from overlayctl.store import volume_check
-
     users = gc.layer_users(layout)
     found = [
         Finding("directory-missing", layout.path(name), "a directory of the store is gone")

@@ -29,7 +29,7 @@ from overlayctl.store import (
     staging,
     volumes,
 )
-from overlayctl.store.check import Finding
+from overlayctl.store.finding import Finding
 from overlayctl.store.records import fault
 
 if TYPE_CHECKING:

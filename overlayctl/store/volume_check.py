@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from overlayctl.errors import Damaged, OverlayctlError
 from overlayctl.store import records, volumes
-from overlayctl.store.check import Finding
+from overlayctl.store.finding import Finding
 
 if TYPE_CHECKING:
     from overlayctl.layout import Layout

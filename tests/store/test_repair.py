@@ -23,6 +23,7 @@ from overlayctl.layer.format import HEADER, PAGE, Header, index_start
 from overlayctl.layout import Layout
 from overlayctl.mount import Tmpfs
 from overlayctl.store import check, containers, images, layers, records, repair, staging
+from overlayctl.store.finding import Finding
 from overlayctl.store.opened import Store
 from tests.layer.tars import directory, entry, hardlink, tar
 from tests.store import stores
@@ -42,7 +43,7 @@ def layout(tmp_path: Path) -> Layout:
     return stores.new(os.path.join(tmp_path, os.fsdecode(b"st ore:,\n\\\xff")))
 
 
-def mended(layout: Layout, *, deep: bool = False) -> tuple[list[str], list[check.Finding]]:
+def mended(layout: Layout, *, deep: bool = False) -> tuple[list[str], list[Finding]]:
     """What a repair did, as tags, and what remains."""
     store = Store(layout, records.open_store(layout.root, create=False)[1], timeout=5.0)
     done, remaining = repair.repair(store, deep=deep)
