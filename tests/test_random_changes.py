@@ -454,7 +454,7 @@ def _run(place: Path, *, examples: int, steps: int) -> None:
 
 
 def test_an_overlay_and_a_plain_directory_change_alike(tmp_path: Path) -> None:
-    _run(tmp_path, examples=25, steps=30)
+    _run(tmp_path, examples=40, steps=30)
 
 
 @pytest.mark.long

@@ -234,7 +234,7 @@ def _differing(
         found.append("time")
     if kind == stat.S_IFLNK and os.fsencode(os.readlink("", dir_fd=place)) != layer.target(node):
         found.append("target")
-    if (xattrs or node.xattr_size) and _carried(xattrs) != _carried(layer.xattrs(node)):
+    if (xattrs or node.xattr_size) and carried(xattrs) != carried(layer.xattrs(node)):
         found.append("xattrs")
     # Programs set times back.
     if not found and kind == stat.S_IFREG and not _is_same_content(shown, place, info.st_size):
@@ -242,7 +242,7 @@ def _differing(
     return tuple(found)
 
 
-def _carried(stored: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+def carried(stored: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
     """The xattrs that are a file's own, ACLs as a filesystem gives them back."""
     found = {}
     for name, value in stored.items():

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 from overlayctl.kernel import places
@@ -52,11 +52,12 @@ class TarWriter:
     Iterate once for its bytes. Then ``entries`` is how many there are, and ``notes`` maps a kind
     of remark to the paths it is about: what could not be told, what changed meanwhile. Paths in
     ``leave_out`` are passed over, with what is below them; times after ``latest``, in seconds,
-    become that. With ``start`` it is what lies there, named ``called``. Without ``sparse`` holes
-    are written as zeros: so the tar does not depend on where the tree lies, and docker and podman
-    can save what they have loaded (both keep a sparse layer, and cannot read it back). Raises
-    OSError naming what cannot be read, BadInput for an upper directory that means nothing without
-    the layers below.
+    become that. ``is_below`` tells whether what lies below a layer shows a path: it is deleted
+    where a socket has it now. With ``start`` it is what lies there, named ``called``. Without
+    ``sparse`` holes are written as zeros: so the tar does not depend on where the tree lies, and
+    docker and podman can save what they have loaded (both keep a sparse layer, and cannot read it
+    back). Raises OSError naming what cannot be read, BadInput for an upper directory that means
+    nothing without the layers below.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class TarWriter:
         layer: bool = False,
         sparse: bool = True,
         leave_out: Collection[bytes] = (),
+        is_below: Callable[[bytes], bool] = lambda _: True,
         latest: int | None = None,
         start: bytes = b"",
         called: bytes = b"",
@@ -76,6 +78,7 @@ class TarWriter:
         self._layer = layer
         self._sparse = sparse
         self._leave_out = leave_out
+        self._is_below = is_below
         self.entries = 0
         self._latest = latest
         self._start = start
@@ -132,11 +135,13 @@ class TarWriter:
         kind = _TYPES.get(stat.S_IFMT(info.st_mode))
         if kind is None:
             self._note(SOCKET, path)
-            return
-        if self._layer and kind == b"3" and info.st_rdev == 0:
-            # The kernel shares one inode between many whiteouts: they are no hard links.
+        # The kernel shares one inode between many whiteouts: they are no hard links.
+        is_whiteout = kind == b"3" and info.st_rdev == 0
+        if self._layer and (is_whiteout or (kind is None and self._is_below(path))):
             above, slash, name = path.rpartition(b"/")
             yield self._header(_mark(above + slash + PREFIX + name, info))
+            return
+        if kind is None:
             return
         if kind != b"5" and info.st_nlink > 1:
             first = self._names.setdefault((info.st_dev, info.st_ino), path)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from overlayctl import names
 from overlayctl.errors import Damaged, NotFound
 from overlayctl.kernel import places
-from overlayctl.layer import stubs
+from overlayctl.layer import diff, stubs
 from overlayctl.layer.stack import Stack
 from overlayctl.layer.stream import Candidate
 from overlayctl.layer.tar_writer import TarWriter
@@ -32,7 +32,7 @@ from overlayctl.runtime import loading, mounts
 from overlayctl.runtime.changes import changed, sound
 from overlayctl.store import containers, images, layers, records, snapshots, staging
 from overlayctl.store.ingest import Wanted
-from overlayctl.whiteout import unescape
+from overlayctl.whiteout import OPAQUE_XATTR
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -109,10 +109,16 @@ def commit(
             owned.enter_context(layers.open_index(store.layout, one))
             for one in reversed(snapshot.layers)
         ]
-        left_out, written = _written(upper, Stack(below))
+        stack = Stack(below)
+        left_out, written = _written(upper, stack)
         layer = Candidate(os.path.join(place, "layer"), 0, "the container's layer")
         tar = TarWriter(
-            upper, layer=True, sparse=wish.sparse, leave_out=left_out, latest=wish.epoch
+            upper,
+            layer=True,
+            sparse=wish.sparse,
+            leave_out=left_out,
+            is_below=lambda path: stack.find(path) is not None,
+            latest=wish.epoch,
         )
         progress.start(None, 1)
         if written:
@@ -202,19 +208,21 @@ def _listed(fd: int) -> list[bytes]:
 
 
 def _looks_as(fd: int, below: Stack, path: bytes, *, time: bool) -> bool:
-    """Whether an upper directory has the attributes of what it lies on."""
+    """Whether an upper directory has the attributes of what it lies on, and does not hide it."""
     there = below.inherited(path)
     info = os.fstat(fd)
-    xattrs = {
-        name: value for name, value in places.xattrs(fd).items() if unescape(name) is not None
-    }
+    stored = places.xattrs(fd)
+    xattrs = diff.carried(stored)
+    # The kernel ignores the mark of the root.
+    if path and stored.get(OPAQUE_XATTR) == b"y":
+        return False
     if there is None:
         # Without a layer below, a new root directory.
         return not path and stat.S_IMODE(info.st_mode) == 0o755 and not xattrs
     seconds, nanoseconds = divmod(info.st_mtime_ns, 1_000_000_000)
     same = (there.mode, there.uid, there.gid) == (info.st_mode, info.st_uid, info.st_gid)
     dated = (there.mtime, there.mtime_ns) == (seconds, nanoseconds)
-    return same and there.xattrs == xattrs and (dated or not time)
+    return same and diff.carried(there.xattrs) == xattrs and (dated or not time)
 
 
 # --- the config -------------------------------------------------------------------------------

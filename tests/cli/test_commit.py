@@ -217,6 +217,49 @@ def test_what_only_something_is_mounted_on_is_left_out(run: Shell, tmp_path: Pat
     assert files == [".", "etc", "etc/hosts"]
 
 
+def test_a_directory_made_anew_deletes_though_only_something_is_mounted_in_it(
+    run: Shell, tmp_path: Path
+) -> None:
+    loaded(run, tmp_path)
+    merged = Path(run("mount", "cc").out[:-1])
+    shutil.rmtree(merged / "etc")
+    (merged / "etc").mkdir()
+    (merged / "etc/hosts").touch()
+    run("umount", "cc")
+    assert run("diff", "cc").out == "C /etc\nD /etc/conf\n"
+    run("commit", "cc", "made")
+    view = run("image", "mount", "made").out[:-1]
+    assert os.listdir(f"{view}/etc") == []
+    run("umount", "made")
+
+
+def test_a_socket_hides_what_was_there(run: Shell, tmp_path: Path) -> None:
+    """It is left out itself: what it took the place of is not there again."""
+    loaded(run, tmp_path)
+    merged = Path(run("mount", "cc").out[:-1])
+    for name in ("a", "tree"):
+        shutil.rmtree(merged / name) if name == "tree" else (merged / name).unlink()
+        os.mknod(merged / name, stat.S_IFSOCK | 0o600)
+    os.mknod(merged / "etc/new", stat.S_IFSOCK | 0o600)
+    run("umount", "cc")
+    assert "note: a: a socket, left out\n" in run("commit", "cc", "made").err
+    view = run("image", "mount", "made").out[:-1]
+    assert sorted(os.listdir(view)) == ["b", "etc"]
+    run("umount", "made")
+    assert "new" not in run("layer", "files", "made:2").out
+
+
+def test_an_acl_that_the_filesystem_does_not_keep_is_no_change(run: Shell, tmp_path: Path) -> None:
+    """One of owner, group and others says what the mode says (acl(5))."""
+    plain = "02000000" + "01000700ffffffff" + "04000500ffffffff" + "20000500ffffffff"
+    acl = os.fsdecode(bytes.fromhex(plain))
+    root = directory("./", mode=0o755, xattrs={"system.posix_acl_access": acl})
+    run("load", docker_archive(tmp_path / "demo.tar", [tar(root)]))
+    run("create", "--name", "cc", "demo")
+    config = config_of(run, run("commit", "cc").out.strip())
+    assert config["history"][-1]["empty_layer"] is True
+
+
 def test_the_config(run: Shell, tmp_path: Path) -> None:
     loaded(run, tmp_path)
     words = ("--env", "A=1", "--label", "l=1", "--workdir", "/w", "--user", "5")

@@ -162,6 +162,27 @@ def test_holes_are_compared_as_zeros(upper: Path, below: Below) -> None:
     assert [c.fields for c in walk(upper, below)] == [("content",)]
 
 
+def test_a_time_that_is_set_back_hides_nothing(upper: Path, below: Below) -> None:
+    below.add(
+        tar(
+            entry("content", data=b"1", mtime=TIME, mode=0o644),
+            entry("device", b"3", devmajor=1, devminor=3, mtime=TIME, mode=0o644),
+            entry("same", b"3", devmajor=1, devminor=3, mtime=TIME, mode=0o644),
+            entry("size", data=b"1", mtime=TIME, mode=0o644),
+            entry("target", b"2", linkname="to", mtime=TIME, mode=0o777),
+        )
+    )
+    (upper / "content").write_bytes(b"2")
+    (upper / "size").write_bytes(b"11")
+    os.mknod(upper / "device", 0o020644, os.makedev(1, 5))
+    os.mknod(upper / "same", 0o020644, os.makedev(1, 3))
+    (upper / "target").symlink_to("TO")
+    for path in upper.iterdir():
+        os.utime(path, (TIME, TIME), follow_symlinks=False)
+    found = {change.path.decode(): change.fields for change in walk(upper, below)}
+    assert found == {name: (name,) for name in ("content", "device", "size", "target")}
+
+
 def test_what_vanished_with_a_directory_is_added_up(upper: Path, below: Below) -> None:
     below.add(
         tar(
