@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _BUILTIN = "note: the built-in runtime keeps processes apart, and is no security boundary"
 _IMPATIENT = 3
+_SOON = 5.0
+_ENDING = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
 
 
 class Command(NamedTuple):
@@ -167,8 +170,10 @@ def _foreground(
         hostname = config.hostname or container.id[:12]
         process = described(root, config, command, hostname)
         _refuse_links(root)
-        if chosen.program and not config.mounts:
-            executable.refuse_missing(root, process)
+        if chosen.program:
+            users.refuse_odd(root)
+            if not config.mounts:
+                executable.refuse_missing(root, process)
         bounds = volumes.prepare(store, container, root, lives=owned)
         names = write_files(layout.run(container.id), hostname, config.network)
         taken = [one.target for one in bounds]
@@ -335,6 +340,7 @@ class _Signals:
         self._child = child
         self._insisted = 0
         self._kept: list[int] = []
+        self._since = 0.0
         self.listens: Callable[[], bool] = lambda: False
 
     def pass_on(self, number: int) -> None:
@@ -342,14 +348,21 @@ class _Signals:
         self._insisted += number in (signal.SIGINT, signal.SIGTERM)
         if self._insisted >= _IMPATIENT:
             os.kill(self._child, signal.SIGKILL)
+        self._since = self._since if self._kept else time.monotonic()
         self._kept.append(number)
         self.again()
 
     def again(self) -> float | None:
-        """Pass on what was kept; in how many seconds to try again."""
+        """Pass on what was kept; in how many seconds to try again.
+
+        What is to end and does not even begin is killed after a while.
+        """
         if self._kept and self.listens():
             kept, self._kept = self._kept, []
             for number in kept:
                 with suppress(ProcessLookupError):
                     os.kill(self._child, number)
+        elif _ENDING.intersection(self._kept) and time.monotonic() - self._since > _SOON:
+            with suppress(ProcessLookupError):
+                os.kill(self._child, signal.SIGKILL)
         return 0.01 if self._kept else None

@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 from overlayctl.errors import BadInput
 from overlayctl.kernel import libc
+from overlayctl.runtime.targets import Targets
 
+_PASSWD, _GROUP = "etc/passwd", "etc/group"
 _LARGEST = 4 << 20
 _HIGHEST = (1 << 31) - 1
 _RULES = libc.RESOLVE_IN_ROOT | libc.RESOLVE_NO_MAGICLINKS
@@ -35,30 +37,47 @@ def resolve(root: int, text: str) -> User:
     wanted, _, group = text.partition(":")
     name, uid, gid, home = "", 0, 0, "/"
     number = _number(wanted or "0")
-    for fields in _entries(root, "etc/passwd", 6):
+    for fields in _entries(root, _PASSWD, 6):
         its = _number(fields[2])
         if its is not None and (its == number if number is not None else fields[0] == wanted):
             name, uid, gid, home = fields[0], its, _number(fields[3]) or 0, fields[5] or "/"
             break
     else:
         if number is None:
-            raise _unknown("user", wanted, "etc/passwd")
+            raise _unknown("user", wanted, _PASSWD)
         uid = number
     if not group:
         found = [
             its
-            for fields in _entries(root, "etc/group", 4)
+            for fields in _entries(root, _GROUP, 4)
             if name and name in fields[3].split(",") and (its := _number(fields[2])) is not None
         ]
         return User(uid, gid, tuple(dict.fromkeys((gid, *found))), home)
     number = _number(group)
-    for fields in _entries(root, "etc/group", 3):
+    for fields in _entries(root, _GROUP, 3):
         its = _number(fields[2])
         if its is not None and (its == number if number is not None else fields[0] == group):
             return User(uid, its, (its,), home)
     if number is None:
-        raise _unknown("group", group, "etc/group")
+        raise _unknown("group", group, _GROUP)
     return User(uid, number, (number,), home)
+
+
+def refuse_odd(root: int) -> None:
+    """Raise BadInput where these files are none: runc and crun open them in the container.
+
+    From a FIFO, or a link to what is only there in the container, they would wait for ever.
+    """
+    for path in (_PASSWD, _GROUP):
+        places = Targets(root)
+        place = places.resolve(os.fsencode(f"/{path}"))
+        info = places.stat(place)
+        elsewhere = place.split(b"/")[1] in {b"dev", b"proc", b"sys"}
+        if elsewhere or (info is not None and not stat.S_ISREG(info.st_mode)):
+            raise BadInput(
+                f"/{path} of the container is no regular file, and a runtime would wait for it",
+                hint="--runtime builtin opens no such thing; mend the image",
+            )
 
 
 def _unknown(kind: str, name: str, file: str) -> BadInput:
