@@ -45,6 +45,7 @@ def docker_archive(
     stored: list[bytes] | None = None,
     diff_ids: list[str] | None = None,
     config: Mapping[str, object] = MappingProxyType({"Cmd": ["/bin/sh"]}),
+    created: str = "",
 ) -> Path:
     """An archive at ``path``; ``stored`` are other bytes for the layers (compressed, damaged)."""
     whole = json.dumps(
@@ -52,6 +53,7 @@ def docker_archive(
             "architecture": "amd64",
             "os": "linux",
             "config": dict(config),
+            **({"created": created} if created else {}),
             "rootfs": {"type": "layers", "diff_ids": diff_ids or [diff_id(x) for x in layers]},
             "history": [{"created_by": f"step {n}"} for n in range(1, len(layers) + 1)],
         }

@@ -32,12 +32,16 @@ def opened(path: str) -> Iterator[Write]:
         raw = binary.raw if isinstance(binary, io.BufferedWriter) else binary
         yield _writing(raw, "standard output")
         return
+    if not path:
+        raise Usage("the name of a file is not empty", hint="-o FILE")
     # Through a symlink, which stays.
     place = os.path.realpath(path)
     try:
         there: os.stat_result | None = os.stat(place)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         there = None
+    except OSError as error:
+        raise refused(path, error) from error
     if there is None or stat.S_ISREG(there.st_mode):
         with _replacing(place, there) as file:
             yield _writing(file, path)
@@ -61,6 +65,8 @@ def _replacing(place: str, there: os.stat_result | None) -> Iterator[io.FileIO]:
         fd, beside = tempfile.mkstemp(dir=directory, prefix=f".{name[:50]}.")
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound(f"there is no directory {directory}", hint=f"mkdir -p {directory}") from None
+    except OSError as error:
+        raise refused(place, error) from error
     try:
         with open(fd, "wb", buffering=0) as file:
             if there is not None:
@@ -85,8 +91,13 @@ def _writing(file: IO[bytes] | io.RawIOBase, name: str) -> Write:
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
-            raise OverlayctlError(
-                f"cannot write to {name}: {error.strerror}", hint="-o FILE on another filesystem"
-            ) from error
+            raise refused(name, error) from error
 
     return write
+
+
+def refused(path: str, error: OSError, *, what: str = "FILE") -> OverlayctlError:
+    """What to raise for a file that cannot be made, or takes no more."""
+    return OverlayctlError(
+        f"cannot write to {path}: {error.strerror}", hint=f"-o {what} on another filesystem"
+    )

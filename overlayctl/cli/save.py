@@ -11,7 +11,7 @@ import typer
 
 from overlayctl.cli import asked, engine, render
 from overlayctl.cli.render import Verb
-from overlayctl.errors import Conflict, NotFound, OverlayctlError, Usage
+from overlayctl.errors import Conflict, NotFound, Usage
 
 app = render.noun()
 
@@ -66,8 +66,10 @@ def save(
 @contextlib.contextmanager
 def _new_directory(path: str) -> Iterator[str]:
     """A directory beside ``path``, which gets its name when the block ends without an error."""
-    if path == "-":
+    if path in {"-", ""}:
         raise Usage("a directory is no stream", hint="-o DIR, or --format oci-archive")
+    from overlayctl.cli import output as outputs
+
     place = os.path.realpath(path)
     try:
         there = os.listdir(place)
@@ -75,6 +77,8 @@ def _new_directory(path: str) -> Iterator[str]:
         there = []
     except NotADirectoryError:
         raise Conflict(f"{path} is no directory", hint="name a new or an empty one") from None
+    except OSError as error:
+        raise outputs.refused(path, error, what="DIR") from error
     if there:
         raise Conflict(f"the directory {path} is not empty", hint="name a new or an empty one")
     above, name = os.path.split(place)
@@ -82,14 +86,14 @@ def _new_directory(path: str) -> Iterator[str]:
         beside = tempfile.mkdtemp(dir=above, prefix=f".{name[:50]}.")
     except (FileNotFoundError, NotADirectoryError):
         raise NotFound(f"there is no directory {above}", hint=f"mkdir -p {above}") from None
+    except OSError as error:
+        raise outputs.refused(path, error, what="DIR") from error
     try:
         yield beside
         os.rename(beside, place)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
-        raise OverlayctlError(
-            f"cannot write to {path}: {error.strerror}", hint="-o DIR on another filesystem"
-        ) from error
+        raise outputs.refused(path, error, what="DIR") from error
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
         raise

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 Test = Callable[[Row], bool]
-_DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+_DURATION = re.compile(r"(?:(\d+(?:\.\d*)?)h)?(?:(\d+(?:\.\d*)?)m)?(?:(\d+(?:\.\d*)?)s)?", re.ASCII)
+_SECONDS = re.compile(r"\d{1,15}(?:\.\d*)?", re.ASCII)
 _STATES = {"running": "Running", "mounted": "Mounted"}
 _ALL_OF = ("label", "until")
 
@@ -67,8 +68,8 @@ def select(
 def containers(layout: Layout, rows: Iterable[Row], texts: Sequence[str]) -> list[Any]:
     """The containers that fit (docker ps, "Filtering"). Raises Usage, NotFound."""
 
-    def created(text: str) -> str:
-        return stored.resolve(layout, text).created
+    def created(text: str) -> datetime | None:
+        return _moment(stored.resolve(layout, text).created)
 
     def ancestor(text: str) -> Test:
         try:
@@ -97,9 +98,9 @@ def containers(layout: Layout, rows: Iterable[Row], texts: Sequence[str]) -> lis
 def images(layout: Layout, rows: Iterable[Row], texts: Sequence[str]) -> list[Any]:
     """The images that fit (docker image ls, "Filtering"). Raises Usage, NotFound."""
 
-    def created(text: str) -> str:
+    def created(text: str) -> datetime | None:
         found, _ = stored_images.resolve(layout, text)
-        return str(found.record.get("created") or found.created)
+        return _moment(found.record.get("created") or found.created)
 
     def labelled(text: str) -> Test:
         test = label(text)
@@ -159,18 +160,32 @@ def label(text: str) -> Test:
 
 
 def until(text: str) -> Test:
-    """Whether a row is older than a duration (``1h30m``), a time or a date. Raises Usage."""
+    """Whether a row is older than a duration (``1h30m``), a time, a date or seconds since 1970.
+
+    Raises Usage.
+    """
     found = _DURATION.fullmatch(text)
-    if found and text:
-        hours, minutes, seconds = (int(part or 0) for part in found.groups())
-        when = datetime.now(UTC) - timedelta(hours=hours, minutes=minutes, seconds=seconds)
-    else:
-        try:
-            when = datetime.fromisoformat(text)
-        except ValueError:
-            hint = "--filter until=24h, until=1h30m, until=2026-01-31T10:00:00Z"
-            raise Usage(f"{text!r} is neither a duration nor a time", hint=hint) from None
-    return _older(when.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+    try:
+        if found and text:
+            hours, minutes, seconds = (float(part or 0) for part in found.groups())
+            when = datetime.now(UTC) - timedelta(hours=hours, minutes=minutes, seconds=seconds)
+        elif _SECONDS.fullmatch(text):
+            when = datetime.fromtimestamp(float(text), UTC)
+        else:
+            when = datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError, OSError):
+        hint = "--filter until=24h, until=1h30m, until=2026-01-31T10:00:00Z"
+        raise Usage(f"{text!r} is neither a duration nor a time", hint=hint) from None
+    return _older(when)
+
+
+def _moment(text: object) -> datetime | None:
+    """The time that a record or a config says, if it is one; without a zone it is UTC."""
+    try:
+        when = datetime.fromisoformat(str(text))
+        return (when if when.tzinfo else when.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return None
 
 
 def yes(text: str) -> bool:
@@ -180,12 +195,20 @@ def yes(text: str) -> bool:
     return text.lower() in {"true", "1"}
 
 
-def _older(when: str) -> Test:
-    return lambda row: str(row["Created"]) < when
+def _older(when: datetime | None) -> Test:
+    def fits(row: Row) -> bool:
+        created = _moment(row["Created"])
+        return created is not None and when is not None and created < when
+
+    return fits
 
 
-def _newer(when: str) -> Test:
-    return lambda row: str(row["Created"]) > when
+def _newer(when: datetime | None) -> Test:
+    def fits(row: Row) -> bool:
+        created = _moment(row["Created"])
+        return created is not None and when is not None and created > when
+
+    return fits
 
 
 def _untagged(*, dangling: bool) -> Test:

@@ -107,7 +107,9 @@ def _descriptor(path: str) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOCTTY)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            raise NotFound(f"{path} does not exist", path=path) from error
+            raise NotFound(
+                f"{path} does not exist", hint="it is a path of this host", path=path
+            ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO):
             raise HostCannot(f"{path}: {os.strerror(error.errno)}", path=path) from error
         raise

@@ -25,10 +25,13 @@ Config = dict[str, Any]
 
 _LINE = re.compile(r"\s*([A-Za-z]+)(?:\s*=|\s+|$)\s*(.*?)\s*", re.DOTALL)
 _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)(?:(:?[-+])([^}]*))?\})")
-_PORT = re.compile(r"(?:[^/\s]*:)?(\d+)(?:-(\d+))?(?:/([A-Za-z]+))?")
-_DURATION = re.compile(r"(\d+(?:\.\d*)?)(ns|us|µs|ms|s|m|h)")
+_PORT = re.compile(r"(?:[^/\s]*:)?(\d{1,5})(?:-(\d{1,5}))?(?:/([A-Za-z]+))?", re.ASCII)
+_DURATION = re.compile(r"(\d{1,12}(?:\.\d*)?)(ns|us|µs|ms|s|m|h)", re.ASCII)
 _UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9}
 _UNITS["h"] = 3600 * 10**9
+_NUMBER = re.compile(r"\d{1,19}", re.ASCII)
+# Docker and podman read no config that says more.
+_MOST = (1 << 63) - 1
 _SHELL = ["/bin/sh", "-c"]
 _TYPES: dict[str, type] = {
     **dict.fromkeys(("Cmd", "Entrypoint", "Env", "OnBuild", "Shell"), list),
@@ -186,9 +189,10 @@ def _healthcheck(config: Config, text: str) -> None:
         name, _, value = flag[2:].partition("=")
         rest = rest.lstrip()
         if name == "retries":
-            if not value.isdigit() or int(value) < 1:
-                raise ValueError("--retries must be at least 1")
-            check["Retries"] = int(value)
+            number = int(value) if _NUMBER.fullmatch(value) else 0
+            if not 1 <= number <= _MOST:
+                raise ValueError("--retries must be at least 1, and a 64-bit number")
+            check["Retries"] = number
         elif name in _TIMES:
             check[_TIMES[name]] = _duration(name, value)
         else:
@@ -212,6 +216,8 @@ def _duration(name: str, text: str) -> int:
     total = sum(round(float(number) * _UNITS[unit]) for number, unit in parts)
     if 0 < total < 10**6:
         raise ValueError(f"--{name} cannot be less than 1ms")
+    if total > _MOST:
+        raise ValueError(f"--{name} is longer than Go can count: 292 years")
     return total
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -72,7 +73,7 @@ def versions(store: Store, name: str, path: bytes) -> Versions:
         after = _after(upper, path, before)
     if before is None and after is None:
         raise NotFound(
-            f"neither the image nor the container has {os.fsdecode(path)}",
+            f"neither the image nor the container has {shown(path)}",
             hint=f"overlayctl diff {name} lists the paths; symlinks on the way are not followed",
         )
     return Versions(before, after)
@@ -123,7 +124,7 @@ def _after(upper: int, path: bytes, before: Version | None) -> Version | None:
             try:
                 place = places.at(*parents.of(here))
             except OSError as error:
-                if error.errno not in places.GONE:
+                if error.errno not in (*places.GONE, errno.ENAMETOOLONG):
                     raise
                 return before
             try:
@@ -154,7 +155,10 @@ def _read(path: bytes, place: int, info: os.stat_result) -> Version:
 def _with_content(path: bytes, mode: int, size: int) -> str:
     kind = TYPES[stat.S_IFMT(mode)]
     if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
-        raise BadInput(f"{shown(path)} is a {kind}: it has no content to compare")
+        raise BadInput(
+            f"{shown(path or b'/')} is a {kind}: it has no content to compare",
+            hint="--content names a file or a symlink",
+        )
     if size > LONGEST:
         raise LimitExceeded(
             f"{shown(path)} has {size:,} bytes: files of up to {LONGEST:,} are compared",

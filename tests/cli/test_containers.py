@@ -199,7 +199,10 @@ def test_filters(run: Shell) -> None:
     assert found("since=web1") == ["web2"]
     assert found("status=mounted") == found("ancestor=nothing") == found("until=24h") == []
     assert found("until=2100-01-01", "status=created") == both
-    for wrong in ("size=1", "name", "name=[", "status=odd", "until=soon"):
+    assert found("until=4102444800", "until=0.5s") == both
+    assert found("until=1.5h") == found("until=1700000000") == []
+    odd = ("until=99999999999999h", f"until={'9' * 400}", "until=0001-01-01T00:00:00+23:00")
+    for wrong in ("size=1", "name", "name=[", "status=odd", "until=soon", *odd):
         assert "hint: " in run("ps", "-a", "--filter", wrong, ok=2).err
     assert "there is no container" in run("ps", "--filter", "before=none", ok=3).err
 
@@ -212,6 +215,12 @@ def test_image_filters(run: Shell, tmp_path: Path) -> None:
         return run("images", "--format", "{{.Repository}}", *wanted).out.split()
 
     assert found("dangling=true") == ["<none>"]
+    # Whatever zone and precision a config has it in.
+    for number, created in enumerate(("09:00:00.5Z", "11:00:00+02:00", "08:59:59.999999999Z")):
+        place, tags = tmp_path / f"{number}.tar", (f"t{number}:1",)
+        run("load", docker_archive(place, LAYERS[:1], tags=tags, created=f"2020-01-01T{created}"))
+    assert found("before=t0:1") == ["t1", "t2"]
+    assert found("since=t1:1", "until=2020-01-02") == ["t0"]
     assert found("dangling=false") == found("label=from=image") == found("reference=d*") == ["demo"]
     assert found("reference=demo:latest") == ["demo"]
     assert found("reference=x*") == []

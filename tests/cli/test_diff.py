@@ -184,7 +184,8 @@ def test_no_content_is_a_sentence(run: Shell) -> None:
     # Through no symlink: what it leads to would be somebody else's.
     assert "symlinks on the way" in run("diff", "cc", "--content", "link/conf", ok=3).err
     assert "is a directory" in run("diff", "cc", "--content", "/etc", ok=1).err
-    assert "is a directory" in run("diff", "cc", "--content", "/", ok=1).err
+    assert "'/' is a directory" in run("diff", "cc", "--content", "/", ok=1).err
+    assert "neither the image nor" in run("diff", "cc", "--content", "x" * 300, ok=3).err
     merged = run.path("mount", "cc")
     os.mkfifo(merged / "etc/fifo")
     with (merged / "etc/long").open("wb") as file:

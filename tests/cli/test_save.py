@@ -279,6 +279,13 @@ def test_refusals(two: Shell, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     two("save", "--format", "oci-dir", "-o", tmp_path / "file", "one", ok=4)
     two("save", "--format", "oci-dir", "-o", tmp_path / "no/dir", "one", ok=3)
+    for place in (tmp_path / ("x" * 300), Path("/proc/x"), Path("")):
+        for form in ("docker-archive", "oci-dir"):
+            words = ("save", "--format", form, "-o", "" if place == Path() else place, "one")
+            done = two._run(words, "")
+            assert done.status in (1, 2, 3)
+            assert "hint: " in done.err
+            assert "Errno" not in done.err
     (tmp_path / "empty").mkdir()
     two("save", "--format", "oci-dir", "-o", tmp_path / "empty", "one")
     assert (tmp_path / "empty/oci-layout").exists()

@@ -76,6 +76,9 @@ def test_a_command_before_or_after_the_entrypoint_stays() -> None:
         "ONBUILD FROM x", "STOPSIGNAL nosuch", "STOPSIGNAL 99", "HEALTHCHECK x",
         "HEALTHCHECK --retries=0 CMD x", "HEALTHCHECK --interval=1us CMD x",
         "HEALTHCHECK --interval=5 CMD x", "HEALTHCHECK --x=1 NONE",
+        "HEALTHCHECK --interval=9999999h CMD x", f"HEALTHCHECK --interval={'9' * 400}h CMD x",
+        "HEALTHCHECK --retries=9223372036854775808 CMD x", "HEALTHCHECK --retries=\u0663 CMD x",
+        f"EXPOSE {'9' * 5000}", "EXPOSE \u0663",
     ],
 )  # fmt: skip
 def test_no_change(change: str) -> None:
