@@ -166,6 +166,8 @@ def _foreground(
         hostname = config.hostname or container.id[:12]
         process = described(root, config, command, hostname)
         _refuse_links(root)
+        if chosen.program:
+            users.refuse_waiting(root)
         if chosen.program and not config.mounts:
             executable.refuse_missing(root, process)
         bounds = volumes.prepare(store, container, root, lives=owned)
@@ -239,10 +241,12 @@ def described(root: int, config: Config, command: Command, hostname: str) -> bun
     if not any(one.startswith("HOME=") for one in said):
         said = (*said, f"HOME={user.home}")
     directory = command.directory or config.directory
-    return bundle.Process(
-        command.words, said, os.path.normpath("/" + directory), user, command.terminal,
+    process = bundle.Process(
+        command.words, said, os.path.normpath("/" + directory.lstrip("/")), user, command.terminal,
         privileges.handed_on(),
     )  # fmt: skip
+    bundle.refuse_impossible(process)
+    return process
 
 
 def _refuse_no_terminal(command: Command) -> None:

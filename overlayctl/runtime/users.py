@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from typing import NamedTuple
 
-from overlayctl.errors import BadInput
+from overlayctl.errors import BadInput, HostCannot, OverlayctlError
 from overlayctl.kernel import libc
+from overlayctl.runtime.targets import Targets
 
 _LARGEST = 4 << 20
 _HIGHEST = (1 << 31) - 1
@@ -59,6 +61,27 @@ def resolve(root: int, text: str) -> User:
     if number is None:
         raise _unknown("group", group, "etc/group")
     return User(uid, number, (number,), home)
+
+
+def refuse_waiting(root: int) -> None:
+    """Raise HostCannot for a file that runc and crun open themselves, whatever it is.
+
+    They would wait for somebody to write in a FIFO, or read what is typed.
+    """
+    places = Targets(root)
+    for path in (b"/etc/passwd", b"/etc/group"):
+        with suppress(OverlayctlError, OSError):
+            found = places.resolve(path)
+            info = places.stat(found)
+            covered = found.startswith((b"/proc/", b"/dev/", b"/sys/"))
+            if covered or (info and not stat.S_ISREG(info.st_mode)):
+                break
+    else:
+        return
+    raise HostCannot(
+        f"{path.decode()} of the container is no regular file, and a runtime would open it",
+        hint="--runtime builtin looks at regular files alone",
+    )
 
 
 def _unknown(kind: str, name: str, file: str) -> BadInput:
