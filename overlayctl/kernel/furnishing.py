@@ -133,6 +133,27 @@ def protect(root: int, path: str) -> None:
         os.close(fd)
 
 
+def mask(root: int, path: str) -> None:
+    """Let ``path`` below ``root``, if it is there, show nothing: no entry, or no byte."""
+    try:
+        fd = libc.openat2(root, path.lstrip("/"), os.O_PATH, resolve=_INSIDE)
+    except FileNotFoundError:
+        return
+    try:
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            mount = new("tmpfs", {}, STRICT | libc.MOUNT_ATTR_RDONLY)
+        else:
+            null = place(root, "dev/null", directory=False)
+            mount = libc.open_tree(null, clone=True)
+            os.close(null)
+        try:
+            libc.move_mount(mount, fd)
+        finally:
+            os.close(mount)
+    finally:
+        os.close(fd)
+
+
 def enter(root: int) -> None:
     """Make the mount that ``root`` is the root of this process's namespace, and go there."""
     os.fchdir(root)
@@ -145,9 +166,14 @@ def directory(path: str) -> None:
 
     Raises OSError.
     """
-    with suppress(FileExistsError):
-        os.makedirs(path, 0o755)
-    os.chdir(path)
+    os.chdir("/")
+    for name in filter(None, path.split("/")):
+        try:
+            os.chdir(name)
+        except FileNotFoundError:
+            with suppress(FileExistsError):
+                os.mkdir(name, 0o755)
+            os.chdir(name)
 
 
 def is_missing(error: OSError) -> bool:

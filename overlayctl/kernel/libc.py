@@ -13,6 +13,7 @@ import ctypes
 import errno
 import os
 import struct
+from contextlib import suppress
 from fcntl import ioctl
 from typing import NamedTuple
 
@@ -80,6 +81,10 @@ _FS_IOC_GETFSUUID = 0x8011_1500
 
 _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT = 428, 429, 430, 431, 432
 _OPENAT2, _MOUNT_SETATTR, _STATMOUNT = 437, 442, 457
+
+_KEYCTL_JOIN_SESSION_KEYRING = 1
+# On the architectures whose calls are numbered as asm-generic/unistd.h has them it is 219.
+_KEYCTL = {"x86_64": 250, "i686": 288, "armv7l": 311, "ppc64le": 271, "s390x": 280}
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -309,6 +314,16 @@ def drop_inheritable() -> None:
     sets[2] = sets[5] = 0
     if _libc.capset(header, ctypes.create_string_buffer(struct.pack("6I", *sets), 24)) < 0:
         raise _failed("capset")
+
+
+def new_session_keyring() -> None:
+    """Leave the caller's session keyring, and the keys in it, for an empty one (keyctl(2)).
+
+    A kernel without keys, or a filter that forbids them, has none to leave.
+    """
+    number = _KEYCTL.get(os.uname().machine, 219)
+    with suppress(OSError):
+        _call("keyctl", number, _KEYCTL_JOIN_SESSION_KEYRING, 0, 0, 0, 0)
 
 
 def _prctl(option: int, value: int) -> None:

@@ -34,6 +34,12 @@ def handed_on() -> tuple[str, ...]:
     )
 
 
+def bounding(proc: str) -> frozenset[str]:
+    """The names in the bounding set of a process, given by its directory in a /proc."""
+    has = _set("CapBnd", proc)
+    return frozenset(f"CAP_{name}" for number, name in enumerate(_NAMES) if has >> number & 1)
+
+
 def keep_only(names: Iterable[str]) -> None:
     """Drop every other capability from the bounding set: root executes with no more than that.
 
@@ -55,9 +61,9 @@ def become(uid: int, gid: int, groups: Iterable[int]) -> None:
     os.setresuid(uid, uid, uid)
 
 
-def _set(name: str) -> int:
-    """A set of this process (proc_pid_status(5))."""
-    with open("/proc/self/status") as file:
+def _set(name: str, proc: str = "/proc/self") -> int:
+    """A set of a process (proc_pid_status(5))."""
+    with open(f"{proc}/status") as file:
         for line in file:
             key, _, value = line.partition(":")
             if key == name:

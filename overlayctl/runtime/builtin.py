@@ -1,7 +1,8 @@
 """The built-in runtime: a container's process, made by system calls of this program.
 
 It keeps apart what a container writes, and its processes, names and network. It is no
-security boundary: there is no seccomp filter, no device cgroup, and little is masked.
+security boundary: there is no seccomp filter. There is no device cgroup either, so a container
+makes no devices, and those that lie in its tree or its volumes open nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import NamedTuple, NoReturn
@@ -16,7 +18,9 @@ from typing import NamedTuple, NoReturn
 from overlayctl.errors import CannotExecute, CommandNotFound, HostCannot, OverlayctlError
 from overlayctl.kernel import furnishing, libc, namespaces, privileges, pseudoterminal, waiting
 from overlayctl.runtime import talk
-from overlayctl.runtime.bundle import READ_ONLY, Process
+from overlayctl.runtime.bundle import MASKED, READ_ONLY, Process
+
+_MAKES_DEVICES = "CAP_MKNOD"
 
 
 class Placement(NamedTuple):
@@ -48,6 +52,8 @@ def run(process: Process, built: Built, place: str, end: socket.socket) -> int:
 
     It is the first of a pid namespace. What goes wrong it tells to ``end``.
     """
+    names = tuple(name for name in process.capabilities if name != _MAKES_DEVICES)
+    process = process._replace(capabilities=names)
     if built.network == "none":
         from overlayctl.kernel import netns
 
@@ -72,13 +78,23 @@ def run(process: Process, built: Built, place: str, end: socket.socket) -> int:
 
 
 def _furnish(built: Built) -> None:
+    libc.mount_setattr(built.root, add=libc.MOUNT_ATTR_NODEV)
     furnishing.furnish(built.root)
     for path in READ_ONLY:
         furnishing.protect(built.root, path)
+    for path in MASKED:
+        furnishing.mask(built.root, path)
     for one in built.placements:
+        # Who names a device as what is to be mounted wants it.
+        if not _is_device(os.fstat(one.mount).st_mode):
+            libc.mount_setattr(one.mount, add=libc.MOUNT_ATTR_NODEV, recursive=True)
         furnishing.mount_at(built.root, one.target, one.mount)
     if built.read_only:
         libc.mount_setattr(built.root, add=libc.MOUNT_ATTR_RDONLY)
+
+
+def _is_device(mode: int) -> bool:
+    return stat.S_ISCHR(mode) or stat.S_ISBLK(mode)
 
 
 def execute(process: Process, end: socket.socket) -> NoReturn:
@@ -93,6 +109,7 @@ def execute(process: Process, end: socket.socket) -> NoReturn:
             if slave > 2:
                 os.close(slave)
         os.umask(0o022)
+        libc.new_session_keyring()
         with _hint(f"-w: {process.directory!r} must be a directory"):
             furnishing.directory(process.directory)
         privileges.keep_only(process.capabilities)
@@ -133,7 +150,7 @@ def telling(end: socket.socket, what: str) -> Iterator[None]:
     except OverlayctlError as error:
         talk.failed(end, error)
         os._exit(125)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         talk.failed(end, HostCannot(f"{what}: {error}"))
         os._exit(125)
 

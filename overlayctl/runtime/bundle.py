@@ -7,6 +7,7 @@ and config-linux.md). What is masked and read-only is docker's list.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -61,6 +62,31 @@ class Room(NamedTuple):
     sources: tuple[Source, ...] = ()
     cgroup: str = ""
     sees_cgroup: bool = True
+
+
+def refuse_impossible(process: Process) -> None:
+    """Raise BadInput for what execve(2) cannot be given: a NUL, no bytes, a nameless variable."""
+    for what, texts in (
+        ("command", process.words),
+        ("environment", process.environment),
+        ("working directory", (process.directory,)),
+    ):
+        for text in texts:
+            nameless = what == "environment" and text.startswith("=")
+            if nameless or not _is_bytes(text):
+                why = "a variable without a name" if nameless else "what no process can be given"
+                raise BadInput(
+                    f"the container's {what} has {why}: {text[:80]!r}",
+                    hint="the image may say so: give -e, -w or a command of your own",
+                )
+
+
+def _is_bytes(text: str) -> bool:
+    """Whether it is some file's name or argument: no NUL, and surrogates for odd bytes alone."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
 
 
 def document(process: Process, room: Room) -> bytes:

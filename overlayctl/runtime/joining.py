@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from overlayctl.errors import HostCannot
-from overlayctl.kernel import cgroups, libc, namespaces
+from overlayctl.kernel import cgroups, libc, namespaces, privileges
 from overlayctl.runtime import builtin
 from overlayctl.runtime.builtin import telling
 
@@ -57,11 +57,16 @@ def start(joined: Running, process: Process, end: socket.socket, *, stdin: bool)
                 os.dup2(null, 0)
             with open(f"{proc}/cgroup") as file:
                 groups = file.read()
+            # What the container's first process may never get, nobody gets in there.
+            most = privileges.bounding(proc)
+            allowed = process._replace(
+                capabilities=tuple(name for name in process.capabilities if name in most)
+            )
             cgroups.join(groups)
             namespaces.import_nothing()
             namespaces.enter(proc)
             child = namespaces.start(
-                lambda: builtin.execute(process, end), alone=False, keep=[end.fileno()]
+                lambda: builtin.execute(allowed, end), alone=False, keep=[end.fileno()]
             )
         end.close()
         _end_with(parent, child)

@@ -247,10 +247,12 @@ def described(root: int, config: Config, command: Command, hostname: str) -> bun
     if not any(one.startswith("HOME=") for one in said):
         said = (*said, f"HOME={user.home}")
     directory = command.directory or config.directory
-    return bundle.Process(
-        command.words, said, os.path.normpath("/" + directory), user, command.terminal,
+    process = bundle.Process(
+        command.words, said, os.path.normpath("/" + directory.lstrip("/")), user, command.terminal,
         privileges.handed_on(),
     )  # fmt: skip
+    bundle.refuse_impossible(process)
+    return process
 
 
 def _refuse_no_terminal(command: Command) -> None:

@@ -19,7 +19,7 @@ from tests.layer.tars import directory, entry, symlink
 from tests.rootmount import require
 
 DEFAULT_CAPABILITIES = 0xA80425FB
-CAP_NET_RAW = 13
+CAP_NET_RAW, CAP_MKNOD = 13, 27
 ONE = pytest.mark.parametrize("cli", ["runc"], indirect=True)
 """For what no runtime decides."""
 
@@ -138,20 +138,20 @@ def test_capabilities_are_dockers_and_never_more_than_the_callers(box: Cli) -> N
         pairs = [line.split(":\t") for line in out.splitlines() if line.startswith("Cap")]
         return {name: int(value, 16) for name, value in pairs}
 
-    assert sets() == {
-        "CapInh": 0, "CapPrm": DEFAULT_CAPABILITIES, "CapEff": DEFAULT_CAPABILITIES,
-        "CapBnd": DEFAULT_CAPABILITIES, "CapAmb": 0,
-    }  # fmt: skip
+    usual = DEFAULT_CAPABILITIES
+    if box.runtime == "builtin":
+        usual &= ~(1 << CAP_MKNOD)
+    assert sets() == {"CapInh": 0, "CapPrm": usual, "CapEff": usual, "CapBnd": usual, "CapAmb": 0}
     others = sets("-u", "web")
     assert (others["CapEff"], others["CapPrm"]) == (0, 0)
-    assert others["CapBnd"] == DEFAULT_CAPABILITIES
+    assert others["CapBnd"] == usual
     less = sets(preexec_fn=lambda: libc.drop_from_bounding_set(CAP_NET_RAW))
-    assert less["CapBnd"] == less["CapEff"] == DEFAULT_CAPABILITIES & ~(1 << CAP_NET_RAW)
+    assert less["CapBnd"] == less["CapEff"] == usual & ~(1 << CAP_NET_RAW)
     # What is inheritable would come through an execve(2) by root, bounding set or not.
     require("setpriv")
     words = ["setpriv", "--inh-caps", "+sys_admin", *box.words("run", "--rm", "box", "cat")]
     done = subprocess.run([*words, "/proc/self/status"], capture_output=True, check=True, text=True)
-    assert f"CapEff:\t{DEFAULT_CAPABILITIES:016x}" in done.stdout
+    assert f"CapEff:\t{usual:016x}" in done.stdout
     assert "CapInh:\t0000000000000000" in done.stdout
 
 
@@ -177,6 +177,9 @@ def test_what_the_kernel_shows_may_not_be_changed(box: Cli) -> None:
     assert "written" not in out
     assert {"null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts", "shm"} <= set(out)
     assert not [name for name in out if name.startswith(("sd", "vd", "loop", "mem"))]
+    masked = "cat /proc/keys /proc/timer_list /proc/interrupts; ls -A /sys/firmware /proc/acpi"
+    done = box("run", "--rm", "box", "sh", "-c", f"({masked}) 2>/dev/null; true")
+    assert done.out.replace("/sys/firmware:", "").replace("/proc/acpi:", "").split() == []
 
 
 # --- input, output, a tree -----------------------------------------------------------------------
@@ -285,6 +288,76 @@ def test_a_volume_goes_where_links_lead_inside(cli: Cli, tmp_path: Path) -> None
     assert os.listdir(outside) == []
     cli("rm", "way")
     cli("volume", "rm", "vol")
+
+
+IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
+    ({"Env": ["PATH=/bin", "A=b\0c"]}, "environment has what no process can be given"),
+    ({"Env": ["PATH=/bin", "A=\ud800"]}, "environment has what no process can be given"),
+    ({"Env": ["PATH=/bin", "=x"]}, "environment has a variable without a name"),
+    ({"WorkingDir": "/a\0b"}, "working directory has what no process can be given"),
+    ({"Cmd": ["/bin/true", "\0"]}, "command has what no process can be given"),
+    ({"WorkingDir": "/" + "a" * 300}, "file name too long"),
+]
+
+
+@pytest.mark.parametrize(("config", "said"), IMPOSSIBLE, ids=range(len(IMPOSSIBLE)))
+def test_what_no_process_can_be_given_is_named(
+    cli: Cli, tmp_path: Path, config: dict[str, Any], said: str
+) -> None:
+    load(cli, tmp_path, **{"Cmd": ["/bin/true"], **config})
+    done = cli("run", "--rm", "box", ok=125)
+    assert said in done.err.casefold()
+    assert "hint: " in done.err
+
+
+@pytest.mark.parametrize("name", ["passwd", "group"])
+@pytest.mark.parametrize("kind", ["fifo", "directory", "link"])
+def test_nobody_waits_for_an_image_to_say_who_is_who(
+    cli: Cli, tmp_path: Path, name: str, kind: str
+) -> None:
+    path = f"etc/{name}"
+    odd = {
+        "fifo": entry(path, kind=b"6", mode=0o644),
+        "directory": directory(f"{path}/"),
+        "link": symlink(path, "/dev/stdin"),
+    }
+    load(cli, tmp_path, directory("etc/"), odd[kind], bare=True)
+    if cli.runtime == "builtin":
+        assert cli("run", "--rm", "box", "echo", "it").out == "it\n"
+    else:
+        done = cli("run", "--rm", "box", "echo", "it", ok=125)
+        assert f"/etc/{name} of the container is no regular file" in done.err
+
+
+def test_a_working_directory_is_as_deep_as_one_says(tmp_path: Path) -> None:
+    cli = Cli(str(tmp_path / "store"), "builtin")
+    deep = "/a" * 1500
+    load(cli, tmp_path, WorkingDir=deep)
+    assert cli("run", "--rm", "box", "pwd").out == f"{deep}\n"
+    reset(cli.store)
+
+
+def test_a_container_without_a_device_cgroup_has_no_devices(tmp_path: Path) -> None:
+    cli = Cli(str(tmp_path / "store"), "builtin")
+    node = entry("vol/node", kind=b"3", devmajor=1, devminor=5, mode=0o666)
+    load(
+        cli, tmp_path, directory("vol/"), node, symlink("bin/mknod", "busybox"),
+        entry("node", kind=b"3", devmajor=1, devminor=5, mode=0o666),
+    )  # fmt: skip
+    script = "for f in /node /vol/node /dev/zero /zero; do head -c 1 $f >/dev/null && echo $f; done"
+    script += "; mknod /dev/made c 1 5; mknod /vol/made c 1 5"
+    options = ("-v", "some:/vol", "-v", "/dev/zero:/zero")
+    done = cli("run", *options, "--name", "cc", "box", "sh", "-c", script, ok=1)
+    assert done.out.split() == ["/dev/zero", "/zero"]
+    assert done.err.count("Permission denied") == 2
+    assert done.err.count("Operation not permitted") == 2
+    with cli.begun("run", *options, "--name", "dd", "box", "sh", "-c", "echo; sleep 99") as first:
+        done = cli("exec", "dd", "sh", "-c", script, ok=1)
+        assert done.out.split() == ["/dev/zero", "/zero"]
+        assert done.err.count("Operation not permitted") == 2
+        cli("rm", "-f", "dd")
+        assert first.wait(timeout=10) == 137
+    reset(cli.store)
 
 
 @ONE
