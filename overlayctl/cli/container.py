@@ -187,7 +187,7 @@ def prune(
         return 0
     for one in gone:
         render.line(f"{'Would be deleted' if dry_run else 'Deleted'}: {one['Names']} {one['Id']}")
-    note(f"{'would remove' if dry_run else 'removed'} {render.size(freed)}")
+    note(f"{'would free' if dry_run else 'freed'} {render.size(freed)}")
     return 0
 
 

@@ -1,6 +1,8 @@
 """``create``, and the options that it shares with ``run``: what a container is to be like."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
@@ -51,7 +53,9 @@ def _options() -> list[Any]:
         _option("--workdir", "-w", metavar="DIR", help="Where the process begins."),
         _option("--user", "-u", metavar="USER[:GROUP]", help="Names of the image, or numbers."),
         _option("--hostname", "-h", metavar="NAME", help="Else the start of the id."),
-        _option("--network", metavar="none|host", help="Loopback alone (none), or the host's."),
+        _option(
+            "--network", "--net", metavar="none|host", help="Loopback alone (none), or the host's."
+        ),
         _option("--volume", "-v", metavar="[NAME|DIR:]/PATH[:ro]", many=True, help=_MOUNTED),
         _option(
             "mounts", "--mount", metavar="type=...,target=...", many=True, help="As docker has it."
@@ -65,11 +69,28 @@ def _options() -> list[Any]:
     ]
 
 
+@contextmanager
+def understood(name: str, parent: Any) -> Iterator[None]:
+    """Docker's options that are none here are refused with what to use instead. Raises Usage."""
+    try:
+        yield
+    except typer.TyperException as error:
+        from overlayctl.cli import elsewhere
+
+        said, hint = elsewhere.option(error, f"{parent.command_path} {name}" if parent else name)
+        raise Usage(said, hint=hint) from None
+
+
 class Making(Verb):
     """A command that makes a container; ``wanted`` says what its options said."""
 
     def __init__(self, *args: Any, params: list[Any] | None = None, **more: Any) -> None:
         super().__init__(*args, params=[*(params or ()), *_options()], **more)
+
+    def make_context(self, info_name: Any, args: Any, parent: Any = None, **more: Any) -> Any:
+        """Return the context. Raises Usage."""
+        with understood(info_name, parent):
+            return super().make_context(info_name, args, parent, **more)
 
 
 def wanted(command: list[str] | None) -> Wanted:

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from overlayctl.cli import asked, engine, making, render
+from overlayctl.cli.making import understood
 from overlayctl.cli.render import Verb, note
 from overlayctl.errors import OverlayctlError, Usage
 from overlayctl.runtime.process import Command
@@ -16,27 +17,6 @@ EXITS = (
     " cannot be executed, 127 for what is not there, 125 for every failure of overlayctl."
 )
 _FAILED = 125
-_SERVICES = "podman and docker run services; here a command runs in the foreground"
-_LIMITS = "systemd-run --scope -p MemoryMax=1G overlayctl run --runtime builtin ... limits it"
-_NETWORKS = "--network none or host; podman and docker have container networks"
-_INSTEAD = {
-    **dict.fromkeys(
-        ("-d", "--detach", "--restart"), f"{_SERVICES}: overlayctl run ... & puts it behind"
-    ),
-    **dict.fromkeys(("-m", "--memory", "--cpus", "--cpuset-cpus", "--pids-limit"), _LIMITS),
-    **dict.fromkeys(("-p", "--publish", "-P", "--publish-all", "--expose", "--link"), _NETWORKS),
-    "--net": _NETWORKS,
-    "--init": "an image that has tini or dumb-init: --entrypoint tini",
-    "--privileged": 'chroot "$(overlayctl mount CONTAINER)", or podman and docker',
-    **dict.fromkeys(
-        ("--cap-add", "--cap-drop", "--security-opt", "--device", "--gpus"),
-        "overlayctl container bundle CONTAINER DIR, change DIR/config.json, runc run -b DIR NAME",
-    ),
-    "--pull": "skopeo copy docker://IMAGE docker-archive:FILE:IMAGE, then overlayctl load FILE",
-    "--platform": "overlayctl load --platform",
-}
-"""What docker has and this has not, and what to use instead."""
-
 _FIRST = {"allow_interspersed_args": False}
 
 Runtime = Annotated[
@@ -65,15 +45,11 @@ class Runs(Verb):
         more["epilog"] = EXITS
         super().__init__(*args, **more)
 
-    def make_context(self, *args: Any, **more: Any) -> Any:
+    def make_context(self, info_name: Any, args: Any, parent: Any = None, **more: Any) -> Any:
         """Return the context; a call that makes no sense is a failure of ours."""
         try:
-            return super().make_context(*args, **more)
-        except typer.TyperException as error:
-            where: Any = getattr(error, "ctx", None)
-            path = "overlayctl" if where is None else where.command_path
-            hint = _INSTEAD.get(getattr(error, "option_name", ""), f"{path} --help")
-            raise _reported(Usage(error.format_message(), hint=hint)) from None
+            with understood(info_name, parent):
+                return super().make_context(info_name, args, parent, **more)
         except OverlayctlError as error:
             raise _reported(error) from None
 
@@ -83,6 +59,10 @@ class Runs(Verb):
             return super().invoke(ctx)
         except OverlayctlError as error:
             raise _reported(error) from None
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise _reported(OverlayctlError(str(error), errno=error.errno)) from None
 
 
 class Making(Runs, making.Making):

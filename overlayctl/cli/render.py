@@ -86,11 +86,18 @@ def _common(*, hidden: bool) -> list[Any]:
     ]
 
 
+_WHOLE = 200
+
+
 class Verb(TyperCommand):
     """A command with the common options."""
 
     def __init__(self, *args: Any, params: list[Any] | None = None, **more: Any) -> None:
         super().__init__(*args, params=[*(params or ()), *_common(hidden=True)], **more)
+
+    def get_short_help_str(self, limit: int = _WHOLE) -> str:
+        """Return the first sentence, which a list of commands wraps and does not cut."""
+        return super().get_short_help_str(max(limit, _WHOLE))
 
 
 class Noun(TyperGroup):
@@ -112,6 +119,10 @@ class Noun(TyperGroup):
             if found := super().get_command(ctx, name):
                 return found
         return None
+
+    def get_short_help_str(self, limit: int = _WHOLE) -> str:
+        """Return the first sentence, not cut."""
+        return super().get_short_help_str(max(limit, _WHOLE))
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Explain themselves where no command is given."""
@@ -180,8 +191,8 @@ def front(
 ) -> None:
     """Container images as layers, mounted with the kernel's OverlayFS.
 
-    Load an image, see every layer as a directory, mount it, write on top of it. Docker's short
-    commands work: load, images, create, mount, ps, rm, rmi.
+    Load an image, see every layer as a directory, mount it, write on top of it. Docker's
+    commands work where no daemon is needed: load, images, run, exec, ps, diff, commit, rm, rmi.
     """
 
 

@@ -19,6 +19,12 @@ UNSEEN = Holder("an overlay", "that cannot be seen from here", "")
 # What a process that ends, or that we may not look at, answers.
 _GONE = (errno.ENOENT, errno.ESRCH, errno.EACCES, errno.EPERM)
 
+NO_RIGHT = (
+    "mounting needs CAP_SYS_ADMIN and a seccomp profile that allows it: run as root, "
+    "or start the container with --privileged"
+)
+"""What to do where the kernel says EPERM to a mount."""
+
 
 def upper_in_use(path: str) -> bool:
     """Whether ``path`` is the upperdir or workdir of a live overlay in any mount namespace.
@@ -40,7 +46,9 @@ def upper_in_use(path: str) -> bool:
             return True
         if error.errno == errno.EINVAL:
             return False
-        raise KernelRefused("mount overlay", path, error.errno or errno.EIO) from error
+        number = error.errno or errno.EIO
+        hint = NO_RIGHT if number == errno.EPERM else ""
+        raise KernelRefused("mount overlay", path, number, hint=hint) from error
     finally:
         os.close(fd)
     libc.umount2(path, libc.UMOUNT_NOFOLLOW | libc.MNT_DETACH)

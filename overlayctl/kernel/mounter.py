@@ -27,8 +27,7 @@ _READ_ONLY_DATA = (
     libc.MOUNT_ATTR_RDONLY | libc.MOUNT_ATTR_NOSUID | libc.MOUNT_ATTR_NODEV | libc.MOUNT_ATTR_NOEXEC
 )
 _HINTS = {
-    errno.EPERM: "mounting needs CAP_SYS_ADMIN and a seccomp profile that allows it: run as root, "
-    "or start the container with --privileged",
+    errno.EPERM: inuse.NO_RIGHT,
     errno.ENOSYS: "this kernel, or the container's seccomp profile, lacks the mount calls of 5.2",
     errno.ENODEV: "the kernel lacks this filesystem: modprobe erofs overlay",
     errno.ENOTBLK: "a file on this filesystem cannot be mounted directly: use a loop device",

@@ -127,10 +127,10 @@ def execute(process: Process, end: socket.socket) -> NoReturn:
 def not_executed(word: str, why: str | None, error: OSError | None = None) -> OverlayctlError:
     """What to say where a command was not executed: it is not there, or it cannot be."""
     if error is not None and furnishing.is_missing(error):
-        return CommandNotFound(
-            f"the container has no command {word!r}: {why}",
-            hint="overlayctl run IMAGE ls /bin shows some that it has",
-        )
+        hint = "overlayctl run IMAGE ls /bin shows some that it has"
+        if word.startswith("-"):
+            hint = "options come before the name of the image or container: what follows is run"
+        return CommandNotFound(f"the container has no command {word!r}: {why}", hint=hint)
     return CannotExecute(f"cannot execute {word!r} in the container: {why}", hint="chmod +x")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
+from overlayctl.errors import HostCannot
 from overlayctl.kernel import furnishing, libc, mounter, namespaces
 from overlayctl.mount import Tmpfs
 from overlayctl.runtime import builtin, talk
@@ -73,7 +74,13 @@ def start(launch: Launch, end: socket.socket) -> int:
     built = launch.built
     mounts = [launch.run, built.root, *(one.mount for one in built.placements)]
     kept = [end.fileno(), *(fd for fd in mounts if fd >= 0)]
-    return namespaces.start(act, alone=True, keep=kept)
+    try:
+        return namespaces.start(act, alone=True, keep=kept)
+    except PermissionError as error:
+        raise HostCannot(
+            f"cannot make the container's namespaces: {error.strerror}",
+            hint="it takes CAP_SYS_ADMIN outside of any user namespace (unshare -r, rootless)",
+        ) from error
 
 
 def _apart(launch: Launch) -> None:

@@ -184,7 +184,7 @@ def resolve(layout: Layout, text: str) -> tuple[Image, str | None]:
     raise NotFound(
         f"there is no image {text!r}",
         hint=names.near(text, (names.familiar(ref).removesuffix(":latest") for ref in known))
-        or "overlayctl images lists them",
+        or "overlayctl images lists them; overlayctl load FILE brings one: none is pulled",
     )
 
 

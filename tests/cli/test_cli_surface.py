@@ -124,6 +124,38 @@ def test_what_is_not_here_names_what_to_use(word: str) -> None:
     assert word not in overlayctl_("--help").stdout.split()
 
 
+@pytest.mark.parametrize("verb", ["run", "create", "exec"])
+@pytest.mark.parametrize(
+    ("option", "instead"),
+    [
+        ("--pull", "skopeo"),
+        ("--dns", "none or host"),
+        ("--shm-size", "--tmpfs /dev/shm"),
+        ("--volumes-from", "{{json .Mounts}}"),
+        ("--privileged", "chroot"),
+    ],
+)
+def test_dockers_options_that_are_none_here_say_what_to_use_and_guess_nothing(
+    verb: str, option: str, instead: str
+) -> None:
+    done = overlayctl_(verb, option, "x", "y")
+    assert done.returncode == (2 if verb == "create" else 125)
+    assert done.stderr.startswith(f"overlayctl: No such option: {option}\nhint: ")
+    assert instead in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["run", "create"])
+def test_a_call_that_is_off_names_the_help_of_its_command(verb: str) -> None:
+    assert f"hint: overlayctl {verb} --help" in overlayctl_(verb, "-h").stderr
+
+
+@pytest.mark.parametrize("noun", ["", "container", "image", "layer", "system", "volume"])
+def test_a_list_of_commands_is_not_cut(noun: str) -> None:
+    shown = overlayctl_(*noun.split(), "--help", COLUMNS="80").stdout
+    assert "..." not in shown.split("Commands:")[1]
+    assert max(map(len, shown.splitlines())) <= 80
+
+
 def test_pull_names_skopeo() -> None:
     assert "skopeo copy docker://IMAGE docker-archive:" in overlayctl_("pull", "busybox").stderr
 
