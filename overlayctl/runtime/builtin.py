@@ -21,6 +21,8 @@ from overlayctl.runtime import talk
 from overlayctl.runtime.bundle import MASKED, READ_ONLY, Process
 
 _MAKES_DEVICES = "CAP_MKNOD"
+# As many as execve(2) follows.
+_INTERPRETERS = 5
 
 
 class Placement(NamedTuple):
@@ -116,12 +118,56 @@ def execute(process: Process, end: socket.socket) -> NoReturn:
         privileges.become(process.user.uid, process.user.gid, process.user.groups)
         libc.die_with_parent(signal.SIGKILL)
     environment = dict(one.split("=", 1) for one in process.environment)
+    with telling(end, "cannot look at the command"):
+        _refuse_ourselves(process.words[0], environment.get("PATH", ""))
     namespaces.listen()
     try:
         os.execvpe(process.words[0], process.words, environment)  # noqa: S606
     except OSError as error:
         talk.failed(end, not_executed(process.words[0], error.strerror, error))
         os._exit(125)
+
+
+def _refuse_ourselves(word: str, path: str) -> None:
+    """Raise CannotExecute where a link in /proc leads to what executes this very process.
+
+    That is a file of the host: what it becomes in there could write to it once we have ended.
+    """
+    own = os.stat("/proc/self/exe")
+    for first in [word] if "/" in word else [f"{one}/{word}" for one in path.split(":")]:
+        place = first
+        for _ in range(_INTERPRETERS):
+            try:
+                fd = os.open(place, os.O_PATH | os.O_CLOEXEC)
+            except OSError:
+                break
+            try:
+                info = os.fstat(fd)
+                if os.path.samestat(info, own) and _is_magic(place):
+                    raise CannotExecute(
+                        f"{word!r} in the container leads to a program of the host",
+                        hint="before a command has begun /proc/self/exe is the runtime's",
+                    )
+                if not stat.S_ISREG(info.st_mode):
+                    break
+                with open(f"/proc/self/fd/{fd}", "rb", buffering=0) as file:
+                    start = file.read(256)
+            finally:
+                os.close(fd)
+            words = start[2:].split(b"\n")[0].split() if start.startswith(b"#!") else []
+            if not words:
+                break
+            place = os.fsdecode(words[0])
+
+
+def _is_magic(place: str) -> bool:
+    """Whether the path leads through a link of /proc that is none of a tree (openat2(2))."""
+    try:
+        fd = libc.openat2(libc.AT_FDCWD, place, os.O_PATH, resolve=libc.RESOLVE_NO_MAGICLINKS)
+    except OSError:
+        return True
+    os.close(fd)
+    return False
 
 
 def not_executed(word: str, why: str | None, error: OSError | None = None) -> OverlayctlError:

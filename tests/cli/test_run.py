@@ -329,6 +329,20 @@ def test_nobody_waits_for_an_image_to_say_who_is_who(
         assert f"/etc/{name} of the container is no regular file" in done.err
 
 
+def test_the_program_of_this_process_is_no_command_of_an_image(tmp_path: Path) -> None:
+    cli = Cli(str(tmp_path / "store"), "builtin")
+    script = entry("bin/script", data=b"#!/bin/self -c\n", mode=0o755)
+    load(cli, tmp_path, symlink("bin/self", "/proc/self/exe"), script)
+    for word in ("/proc/self/exe", "self", "script", "/proc/1/root/proc/thread-self/exe"):
+        done = cli("run", "--rm", "box", word, ok=126)
+        assert "leads to a program of the host" in done.err
+    with cli.begun("run", "--rm", "--name", "cc", "box", "sh", "-c", "echo; sleep 99") as first:
+        assert "leads to a program of the host" in cli("exec", "cc", "script", ok=126).err
+        first.terminate()
+        cli("rm", "-f", "cc")
+    reset(cli.store)
+
+
 def test_a_working_directory_is_as_deep_as_one_says(tmp_path: Path) -> None:
     cli = Cli(str(tmp_path / "store"), "builtin")
     deep = "/a" * 1500
