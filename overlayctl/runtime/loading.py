@@ -6,7 +6,6 @@ again, then moves layers, image and tags in, in that order.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from contextlib import ExitStack
@@ -279,5 +278,5 @@ def _healed(store: Store, damaged: Collection[str]) -> list[str]:
 
 
 def _created(config: bytes) -> str:
-    value = json.loads(config)
+    value = records.decoded(config)
     return str(value.get("created") or "") if isinstance(value, dict) else ""

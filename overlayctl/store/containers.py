@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, NamedTuple
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from overlayctl import names
 from overlayctl.errors import Conflict, Damaged, NotFound, OverlayctlError
@@ -18,6 +19,8 @@ from overlayctl.store.records import Record, fault
 if TYPE_CHECKING:
     from overlayctl.layout import Layout
     from overlayctl.placed import Placed
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Config(NamedTuple):
@@ -154,10 +157,11 @@ def parse(container_id: str, record: Record) -> Container:
     try:
         return Container(
             container_id,
-            str(record["name"]),
-            str(record["image"]),
-            str(record.get("reference", "")),
-            _config(record.get("config") or {"command": record.get("command")}),
+            _text(record["name"], "name"),
+            _text(record["image"], "image", _DIGEST),
+            _text(record.get("reference", ""), "reference"),
+            # The first versions knew nothing but a command.
+            _config(record.get("config", {"command": record.get("command"), "mounts": []})),
             {str(key): str(value) for key, value in (record.get("labels") or {}).items()},
             str(record.get("created", "")),
         )
@@ -170,18 +174,54 @@ def parse(container_id: str, record: Record) -> Container:
 
 def _config(record: Record) -> Config:
     """What a record says of a configuration; unknown fields are left to who knows them."""
-    said = {key: value for key, value in record.items() if key in Config._fields}
-    for key in ("entrypoint", "command", "environment"):
-        said[key] = tuple(map(str, said.get(key) or ()))
-    said["mounts"] = tuple(map(_placed, said.get("mounts") or ()))
-    return Config(**said)
+    said = _sound(record, Config._field_defaults)
+    mounts = record["mounts"]
+    if not isinstance(mounts, list):
+        raise TypeError("mounts is no list")
+    said["entrypoint"] = said.get("entrypoint") or ()
+    return Config(**said | {"mounts": tuple(map(_placed, mounts))})
 
 
 def _placed(record: Record) -> Placed:
     from overlayctl.placed import Placed
 
-    placed = Placed(**{key: record[key] for key in Placed._fields if key in record})
-    return placed._replace(options=tuple(placed.options))
+    texts = {"kind": "", "source": "", "target": ""}
+    placed = Placed(**_sound(record, {**texts, **Placed._field_defaults}))
+    known = {
+        "volume": names.is_volume_name(placed.source),
+        "bind": placed.source.startswith("/"),
+        "tmpfs": True,
+    }
+    if not known.get(placed.kind) or not placed.target.startswith("/"):
+        raise ValueError(f"{placed.kind} {placed.source!r} at {placed.target!r} is no mount")
+    return placed
+
+
+def _sound(record: Record, like: dict[str, Any]) -> dict[str, Any]:
+    """What a record says of the fields ``like``; a list of text for those that have a tuple.
+
+    Raises TypeError for what is of another type.
+    """
+    found: dict[str, Any] = {}
+    for key, default in like.items():
+        value = record.get(key)
+        if key == "mounts" or key not in record:
+            continue
+        if default is None or isinstance(default, tuple):
+            if not isinstance(value, list | tuple | None):
+                raise TypeError(f"{key} is no list")
+            found[key] = tuple(_text(one, key) for one in value or ())
+        elif type(value) is type(default):
+            found[key] = value
+        else:
+            raise TypeError(f"{key} is no {type(default).__name__}")
+    return found
+
+
+def _text(value: object, key: str, form: re.Pattern[str] | None = None) -> str:
+    if not isinstance(value, str) or (form and not form.fullmatch(value)):
+        raise TypeError(f"{key} is none: {value!r:.80}")
+    return value
 
 
 def listed(layout: Layout) -> list[str]:

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 # What else lies in these directories (lost+found, a person's notes) is left alone.
 _IMAGE = re.compile(r"[0-9a-f]{64}")
-_LAYER = re.compile(r"[0-9a-f]{64}(-[0-9a-f]+)?")
 
 
 def layer_users(layout: Layout) -> dict[str, list[str]]:
@@ -88,7 +87,7 @@ def finish(layout: Layout) -> None:
         if _IMAGE.fullmatch(name) and records.is_gone(layout.image(name, "image.json")):
             rooted.remove_tree(layout.image(name), ignore_errors=True)
     for name in records.names(layout.path("layers")):
-        if _LAYER.fullmatch(name) and layers.is_gone(layout, name):
+        if layers.is_name(name) and layers.is_gone(layout, name):
             layers.clear(layout, name)
     for key in snapshots.stored(layout):
         _finish_snapshot(layout, key)

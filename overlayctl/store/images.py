@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -113,7 +112,7 @@ def config(layout: Layout, image: Image) -> dict[str, Any]:
     """The image's config. Raises Damaged."""
     try:
         with open(layout.image(image.hex, "config.json"), "rb") as file:
-            value = json.loads(file.read())
+            value = records.decoded(file.read())
     except (FileNotFoundError, ValueError, RecursionError) as error:
         raise Damaged(
             f"the config of image {names.short(image.hex)} is damaged",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from overlayctl.layout import Layout
 
 _T = TypeVar("_T")
+_NAME = re.compile(r"[0-9a-f]{64}(-[0-9a-f]{16})?")
 
 
 class LayerStat(NamedTuple):
@@ -36,6 +38,11 @@ class LayerStat(NamedTuple):
     name: str
     header: Header
     disk: int
+
+
+def is_name(text: object) -> bool:
+    """Whether a layer can be called so: a digest, and what its facts add to it."""
+    return isinstance(text, str) and _NAME.fullmatch(text) is not None
 
 
 def listed(layout: Layout) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 from datetime import UTC, datetime
 from typing import Any
@@ -25,6 +26,7 @@ _MARKER_LOST = (
     "docs/store-format.md says (any id will do)"
 )
 VERSION = 1
+_NO_TEXT = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
 POINTS = frozenset(
@@ -119,7 +121,7 @@ def read(path: str) -> Record:
     except IsADirectoryError:
         data = b""
     try:
-        record = json.loads(data)
+        record = decoded(data)
     except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict) or not isinstance(record.get("version"), int):
@@ -127,6 +129,18 @@ def read(path: str) -> Record:
     if record["version"] > VERSION:
         raise HostCannot(f"the record {path} was written by a later overlayctl", hint="update it")
     return record
+
+
+def decoded(data: bytes) -> Any:
+    """The value that JSON says, in text that can be written: a lone surrogate is replaced.
+
+    But for those that stand for a byte (PEP 383). Raises ValueError, RecursionError.
+    """
+    value = json.loads(data)
+    if b"\\ud" in data.lower():
+        text = json.dumps(value, ensure_ascii=False)
+        value = json.loads(_NO_TEXT.sub("\ufffd", text))
+    return value
 
 
 def sync_directory(path: str) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 from collections.abc import Callable, Collection
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from overlayctl.layout import Layout
     from overlayctl.store.opened import Store
 
-_LAYER = re.compile(r"[0-9a-f]{64}(-[0-9a-f]{16})?")
 _REBUILT = ("layer-damaged", "layer-misnamed", "layer-not-derived")
 _AGAIN = (
     "load an image that has the layer, which makes it again; "
@@ -162,7 +160,7 @@ class _Repair:
                 continue
             name = os.path.basename(one.path)
             foreign = [n for n in records.names(one.path) if not _is_ours(n)]
-            if foreign or not _LAYER.fullmatch(name):
+            if foreign or not layers.is_name(name):
                 what = f"it holds {foreign[0]}, which is" if foreign else "it is"
                 self._reasons[one.tag, one.path] = f"{what} not of overlayctl"
                 continue
@@ -197,7 +195,7 @@ class _Repair:
                 wrong = look()
             self._noted(wrong)
             damaged = [one for one in wrong if one.tag in _REBUILT]
-            if damaged and _LAYER.fullmatch(name) and self._rebuilt(name, damaged[0]):
+            if damaged and layers.is_name(name) and self._rebuilt(name, damaged[0]):
                 wrong = [one for one in wrong if one not in damaged]
             remaining += wrong
             for one in wrong:

@@ -17,6 +17,7 @@ import stat
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from overlayctl import names
 from overlayctl.errors import BadInput, Damaged, HostCannot, NotFound
 from overlayctl.kernel import libc, rooted
 from overlayctl.layer import attach
@@ -134,10 +135,13 @@ def read(layout: Layout, key: str) -> records.Record:
 
 def parse(key: str, record: records.Record) -> Snapshot:
     """What a snapshot's record says. Raises Damaged."""
-    try:
-        return Snapshot(key, str(record["owner"]), tuple(map(str, record["layers"])))
-    except (KeyError, TypeError, ValueError) as error:
-        raise Damaged(f"the record of snapshot {key} is damaged: {error}") from error
+    layers = record.get("layers")
+    if isinstance(layers, list) and all(map(stored_layers.is_name, layers)):
+        return Snapshot(key, str(record.get("owner")), tuple(layers))
+    raise Damaged(
+        f"the record of snapshot {names.short(key)} is damaged: it names no list of layers",
+        hint="overlayctl system check",
+    )
 
 
 def find(layout: Layout, key: str) -> Snapshot | None:

@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,6 +133,64 @@ RECORDS: dict[str, list[dict[str, object]]] = {
         {"version": 1, "loaded": "x", "layers": 5},
     ],
 }
+
+
+JUNK: tuple[object, ...] = (None, 10**400, "../x", "\ud800\x1b[31m", [], [1], {"a": 1})
+
+
+def _replaced(value: Any, junk: object) -> Iterator[Any]:
+    """The JSON value with one of all that is in it being something else, each in turn."""
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            for inner in (junk, *_replaced(value[key], junk)):
+                copied = value.copy()
+                copied[key] = inner
+                yield copied
+
+
+@pytest.mark.parametrize(
+    "junk", [5, *(pytest.param(one, marks=pytest.mark.long, id=repr(one)[:20]) for one in JUNK)]
+)
+def test_no_field_of_another_type_hinders_more_than_its_container(
+    run: Shell, demo: str, junk: object
+) -> None:
+    words = ("-v", "vol:/v", "--tmpfs", "/t", "-e", "A=1", "-l", "a=b", "--entrypoint", "sh")
+    identifier = run("create", "--name", "cc", *words, demo, "-c", "x").out.strip()
+    record = Path(run.store, "containers", f"{identifier}.json")
+    snapshot = Path(run.store, "snapshots", identifier, "snapshot.json")
+    commands = [
+        ("ps", "-as"), ("container", "inspect", identifier), ("diff", identifier),
+        ("commit", identifier), ("rm", "--dry-run", identifier), ("system", "check"),
+    ]  # fmt: skip
+    # That nothing is mounted in it may be true.
+    commands += [("volume", "prune", "-af")] if junk != [] else []
+    commands += [("exec", identifier, "no")] if junk in ("../x", None) else []
+    for path in (record, snapshot):
+        good = path.read_bytes()
+        for bad in _replaced(json.loads(good), junk):
+            path.write_text(json.dumps(bad))
+            for command in commands:
+                done = run._run(command, "")
+                assert done.status in {*range(7), 125, 127}, (command, bad)
+                assert "\x1b" not in done.out + done.err
+                assert not done.err or "hint: " in done.err or done.status in (0, 6), (bad, done)
+            assert run("volume", "ls", "-q", sound=False).out == "vol\n", bad
+        path.write_bytes(good)
+    run("rm", "cc")
+
+
+@pytest.mark.parametrize("text", ["\ud800", "\udcff"], ids=["none", "a byte"])  # noqa: PT014
+def test_text_of_a_config_that_is_none_is_replaced(run: Shell, tmp_path: Path, text: str) -> None:
+    config = {
+        "Cmd": [text], "Env": [f"A={text}"], "Labels": {text: text}, "User": text,
+        "WorkingDir": f"/{text}", "Volumes": {f"/{text}": {}},
+    }  # fmt: skip
+    run("load", _with_config(tmp_path / "a.tar", config, created=text))
+    run("create", "--name", "cc", "odd:1")
+    for command in (["images"], ["ps", "-a"], ["inspect", "cc"], ["mount", "cc"], ["umount", "cc"]):
+        run(*command)
+    assert "hint: " in run("run", "--rm", "odd:1", ok=125).err
+    run("commit", "cc", "made")
 
 
 @pytest.mark.parametrize("kind", ["containers", "images"])
