@@ -1,4 +1,4 @@
-"""The README's lesson, typed as it stands there: each command must say what the page says."""
+"""What the README has a person type: each command must say what the page says."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.cli.conftest import reset
 from tests.rootmount import require
 
 TOP = Path(__file__).parent.parent
-LESSON = "## The lesson"
+TYPED = ("## The lesson", "## The layer tarball is the filesystem")
 # What is another one each time: ids, ages, and how large this host's busybox is.
 _EACH_TIME = (
     (re.compile(r"\b[0-9a-f]{64}\b"), "<id>"),
@@ -27,10 +27,13 @@ _EACH_TIME = (
 
 
 def steps(text: str) -> list[tuple[str, str]]:
-    """The lesson's commands, and what each prints, in the page's order."""
-    section = text.partition(LESSON + "\n")[2].partition("\n## ")[0]
+    """The commands, and what each prints, in the page's order; a section begins where all do."""
     found: list[tuple[str, str]] = []
-    for line in section.splitlines():
+    lines: list[str] = []
+    for heading in TYPED:
+        lines.append('    # cd "$HERE"')
+        lines += text.partition(heading + "\n")[2].partition("\n## ")[0].splitlines()
+    for line in lines:
         if line.startswith("    # "):
             found.append((line[6:], ""))
         elif line.startswith("    "):
@@ -69,6 +72,7 @@ def test_the_lesson_holds_word_for_word(place: Path) -> None:
         cwd=place,
         env={
             **os.environ,
+            "HERE": str(place),
             "OVERLAYCTL_ROOT": store,
             "PATH": f"{program.parent}:{os.environ['PATH']}",
             "PYTHONPATH": str(TOP),

@@ -21,4 +21,4 @@ def agreed(question: str) -> bool:
     sys.stdout.flush()
     sys.stderr.write(f"{question} Type yes: ")
     sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() == "yes"
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}

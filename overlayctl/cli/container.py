@@ -201,7 +201,10 @@ def rm(
     ] = False,
     dry_run: DryRun = False,
 ) -> int:
-    """Remove containers and what was written in them; with -f mounted ones too."""
+    """Remove containers and what was written in them; with -f mounted and running ones too.
+
+    With -f one that is not there is no failure.
+    """
     store = engine()
 
     def remove(name: str) -> dict[str, str]:
@@ -210,7 +213,7 @@ def rm(
             "Id": store.remove_container(name, force=force, dry_run=dry_run, volumes=volumes),
         }
 
-    removed, status = each(names, remove)
+    removed, status = each(names, remove, absent=force)
     if asked.json:
         render.document(removed)
         return status

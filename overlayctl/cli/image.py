@@ -270,10 +270,13 @@ def rm(
     """Remove images.
 
     Of several names only the one given goes. Layers that another image or a container uses stay.
+    With -f one that is not there is no failure.
     """
     store = engine()
     removed, status = each(
-        names, lambda name: store.remove_image(name, force=force, dry_run=dry_run)
+        names,
+        lambda name: store.remove_image(name, force=force, dry_run=dry_run),
+        absent=force,
     )
     if asked.json:
         render.document(

@@ -10,7 +10,7 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from overlayctl.cli import asked, unknown
 from overlayctl.cli.settings import CONFIGURATION, ROOT
-from overlayctl.errors import OverlayctlError
+from overlayctl.errors import NotFound, OverlayctlError
 
 _T = TypeVar("_T")
 
@@ -356,15 +356,21 @@ def report(error: OverlayctlError, status: int | None = None) -> int:
     return status
 
 
-def each(names: Sequence[str], call: Callable[[str], _T]) -> tuple[list[_T], int]:
-    """Call for every name, however the others fare; the status is that of the first failure."""
+def each(
+    names: Sequence[str], call: Callable[[str], _T], *, absent: bool = False
+) -> tuple[list[_T], int]:
+    """Call for every name, however the others fare; the status is that of the first failure.
+
+    With ``absent`` one that is not there is said, and is none.
+    """
     done: list[_T] = []
     status = 0
     for name in names:
         try:
             done.append(call(name))
         except OverlayctlError as error:
-            status = status or error.exit_status
+            if not (absent and isinstance(error, NotFound)):
+                status = status or error.exit_status
             report(error)
     return done, status
 

@@ -17,6 +17,17 @@ if TYPE_CHECKING:
     from overlayctl.mount import Merged
 
 
+# Of what an image need not say docker shows this.
+_SAYS_NOTHING: dict[str, Any] = {
+    "Env": [], "Cmd": None, "Entrypoint": None, "Labels": {}, "User": "", "WorkingDir": "",
+}  # fmt: skip
+
+
+def _said(config: dict[str, Any]) -> dict[str, Any]:
+    inner = config.get("config")
+    return {k: v for k, v in inner.items() if v is not None} if isinstance(inner, dict) else {}
+
+
 def image_rows(layout: Layout) -> list[dict[str, Any]]:
     """One row for each image, newest first."""
     by_image: dict[str, list[str]] = {}
@@ -83,7 +94,7 @@ def image(layout: Layout, found: images.Image, unseen: str | None) -> dict[str, 
         "Architecture": config.get("architecture", ""),
         "Variant": config.get("variant", ""),
         "Os": config.get("os", ""),
-        "Config": config.get("config") or {},
+        "Config": {**_SAYS_NOTHING, **_said(config)},
         "Size": sum(row["Size"] for row in rows),
         "DiskUsage": sum(layers.disk(layout, name) for name in dict.fromkeys(found.layers)),
         "GraphDriver": {

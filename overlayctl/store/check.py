@@ -372,9 +372,10 @@ def _snapshots(layout: Layout) -> list[Finding]:
             found.append(Finding("snapshot-damaged", path, "its upper directory is gone"))
         if not os.path.exists(layout.container(key)):
             short = names.short(key)
-            message = (
-                f"its container's record {layout.container(key)} is gone: overlayctl export "
-                f"{short} saves what is in it, overlayctl rm {short} removes it"
+            message = f"its container's record {layout.container(key)} is gone: " + (
+                f"overlayctl export {short} saves what is in it, overlayctl rm {short} removes it"
+                if snapshots.is_written(layout, key)
+                else "nothing was written in it, and the next command that writes removes it"
             )
             found.append(Finding("snapshot-orphan", path, message))
     return found

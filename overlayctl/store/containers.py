@@ -274,10 +274,12 @@ def resolve(layout: Layout, text: str) -> Container:
         return find(layout, names.match(text, ids))
     except NotFound:
         known = [container.name for container in readable(layout)]
-        raise NotFound(
-            f"there is no container {text!r}",
-            hint=names.near(text, known) or "overlayctl ps -a lists them",
-        ) from None
+        hint = names.near(text, known) or "overlayctl ps -a lists them"
+        from overlayctl.store import images
+
+        if images.exists(layout, text):
+            hint = f"{text} is an image: overlayctl create {text} makes a container of it"
+        raise NotFound(f"there is no container {text!r}", hint=hint) from None
 
 
 def exists(layout: Layout, text: str) -> bool:

@@ -180,9 +180,14 @@ def resolve(layout: Layout, text: str) -> tuple[Image, str | None]:
             return get(layout, names.match(text, listed(layout))), None
         except NotFound:
             pass
+    hint = names.near(text, (names.familiar(ref).removesuffix(":latest") for ref in known))
+    from overlayctl.store import containers
+
+    if containers.named(layout, text) is not None:
+        hint = f"{text} is a container: overlayctl commit {text} makes an image of it"
     raise NotFound(
         f"there is no image {text!r}",
-        hint=names.near(text, (names.familiar(ref).removesuffix(":latest") for ref in known))
+        hint=hint
         or "overlayctl images lists them; overlayctl load FILE brings one: none is pulled",
     )
 
