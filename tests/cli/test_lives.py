@@ -337,6 +337,24 @@ def test_a_killed_command_leaves_what_was_written(box: Cli) -> None:
     assert box.mounted() == []
 
 
+@pytest.mark.parametrize("command", ["run", "with"])
+def test_one_that_is_killed_before_it_begins_keeps_nobody_waiting(
+    tmp_path: Path, command: str
+) -> None:
+    cli = Cli(str(tmp_path / "store"), "builtin")
+    load(cli, tmp_path)
+    for _ in range(3):
+        process = cli.start(command, *(["--rm"] if command == "run" else []), "box", "sleep", "99")
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while process.poll() is None and not (found := children.read_text().split()):
+            pass
+        os.kill(int(found[0]), signal.SIGKILL)
+        assert process.wait(timeout=20) == 137
+        process.communicate()
+    assert cli.containers() == {}
+    reset(cli.store)
+
+
 def test_a_killed_runtime_is_a_status(box: Cli) -> None:
     word = f"48{os.getpid()}"
     process = box.begun("run", "--rm", "box", "sh", "-c", f"echo in; sleep {word}")
