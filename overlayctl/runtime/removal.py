@@ -123,6 +123,7 @@ def remove_container(
         found = containers.resolve(store.layout, name)
     with store.holding(found.id):
         if force and not dry_run:
+            running.refuse_elsewhere(store, found)
             running.end(store, found.id)
         with running.idle(store, found), store.unmaking():
             views = mounts.views(store, "container", found.id)
@@ -204,6 +205,9 @@ def reset(store: Store, *, dry_run: bool) -> dict[str, Any]:
         }
         if dry_run:
             return plan
+        for found in containers.readable(store.layout):
+            with running.idle(store, found):
+                pass
         views = mounts.mounted(store, everywhere=True)
         others = [mounts.holder(v, v.target) for v in views if v.pid != os.getpid()]
         for place in records.names(store.layout.ingest):
