@@ -79,6 +79,7 @@ class _Stopped(BaseException):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the result is its exit status."""
+    _fill_standard()
     args = list(sys.argv[1:] if argv is None else argv)
     if args == [_VERSION]:
         # A question that scripts ask often, answered before anything is loaded.
@@ -96,6 +97,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         status = 130
     return status
+
+
+def _fill_standard() -> None:
+    """Let what is opened later not be taken for a standard stream that the caller has closed.
+
+    For whoever is given it, reading or writing it stays an error; what is said here goes nowhere.
+    """
+    for number, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_RDONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free.
+            os.set_inheritable(os.open(os.devnull, flags), True)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def location() -> tuple[str, str]:

@@ -88,8 +88,8 @@ def start(act: Callable[[], NoReturn], *, alone: bool, keep: Iterable[int]) -> i
     standard ones and ``keep``. The signals that are passed on wait until it says ``listen``.
     """
     # Nothing that is still in a buffer is written twice.
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        stream.flush()
     parent = os.pidfd_open(os.getpid())
     # No handler of this process may run in the new one.
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED)

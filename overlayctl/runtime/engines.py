@@ -65,7 +65,8 @@ def _find(name: str) -> str | None:
 def _tried(store: Store, program: str) -> str:
     """What a trial of the runtime gave; remembered as long as this host and program are the same.
 
-    Programs and privileges differ between namespaces, so it is where these end.
+    Programs and privileges differ between namespaces, so it is where these end. A trial that
+    was killed, or had no memory, says nothing about the next one.
     """
     info = os.stat(program)
     told = (program, info.st_dev, info.st_ino, info.st_mtime_ns, privileges.handed_on())
@@ -73,9 +74,12 @@ def _tried(store: Store, program: str) -> str:
     memory = store.layout.path("attached", f"runtime.{name}")
     with suppress(FileNotFoundError), open(memory, encoding="utf-8") as file:
         return file.read()
-    answer = _try(store, program, sees_cgroup=True)
-    if answer and not _try(store, program, sees_cgroup=False):
+    trial = _try(store, program, sees_cgroup=True)
+    answer = trial.refused
+    if answer and not _try(store, program, sees_cgroup=False).refused:
         answer = _BLIND
+    elif answer and not trial.certain:
+        return answer
     answer = answer or _WORKS
     with open(f"{memory}.{os.getpid()}", "w", encoding="utf-8") as file:
         file.write(answer)
@@ -83,8 +87,15 @@ def _tried(store: Store, program: str) -> str:
     return answer
 
 
-def _try(store: Store, program: str, *, sees_cgroup: bool) -> str:
-    """Run a shell that does nothing, with this host's own root; why not, or nothing."""
+class _Trial(NamedTuple):
+    """Why the runtime did not run, or nothing; ``certain`` is whether it said so itself."""
+
+    refused: str
+    certain: bool
+
+
+def _try(store: Store, program: str, *, sees_cgroup: bool) -> _Trial:
+    """Run a shell that does nothing, with this host's own root."""
     layout = store.layout
     key = f"{running.TRIAL}.{os.getpid()}"
     own = running.begin(store, key)
@@ -115,8 +126,9 @@ def _try(store: Store, program: str, *, sees_cgroup: bool) -> str:
         os.close(run)
         status = waiting.exit_status(os.waitpid(child, 0)[1])
         if heard.error is not None:
-            return str(heard.error)
-        return "" if status == 0 else failure(own) or f"it ends with {status}"
+            return _Trial(str(heard.error), certain=False)
+        said = failure(own) if status else ""
+        return _Trial(said or (f"it ends with {status}" if status else ""), certain=bool(said))
     finally:
         running.clear(store, own)
         rooted.remove_tree(layout.run(key), ignore_errors=True)

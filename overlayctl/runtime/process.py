@@ -195,8 +195,10 @@ def _foreground(
         )  # fmt: skip
         ours, theirs = talk.pair()
         owned.callback(ours.close)
-        with theirs, store.locked():
-            child = outer.start(launch, theirs)
+        with store.locked():
+            # Its end has to be the only one: else nobody hears that it was killed.
+            with theirs:
+                child = outer.start(launch, theirs)
             owned.push(waiting.killing(child))
             heard = talk.hear(ours)
         running.note(own, child, first=first, words=process.words)

@@ -123,6 +123,7 @@ def remove_container(
         found = containers.resolve(store.layout, name)
     with store.holding(found.id):
         if force and not dry_run:
+            running.refuse_elsewhere(store, found)
             running.end(store, found.id)
         with running.idle(store, found.id, found.name), store.unmaking():
             views = mounts.views(store, "container", found.id)

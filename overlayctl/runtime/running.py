@@ -19,6 +19,7 @@ from overlayctl.kernel.namespaces import Known
 from overlayctl.store import locks, records
 
 if TYPE_CHECKING:
+    from overlayctl.store.containers import Container
     from overlayctl.store.opened import Store
 
 _SOON = 5.0
@@ -100,6 +101,20 @@ def idle(store: Store, key: str, name: str) -> Iterator[None]:
             found = holders(store, key, name)
             raise InUse(f"container {name}", found or error.holders) from None
         yield
+
+
+def refuse_elsewhere(store: Store, container: Container) -> None:
+    """Raise InUse for what a command runs that was given in another mount namespace.
+
+    There the container stays mounted, whoever is killed.
+    """
+    for one in of(store, container.id):
+        pid = one.supervisor.pid
+        with suppress(OSError):
+            if not os.path.samestat(os.stat("/proc/self/ns/mnt"), os.stat(f"/proc/{pid}/ns/mnt")):
+                where = f"{pid} ({' '.join(one.words)}) in another mount namespace"
+                hint = f"nsenter -m -t {pid} overlayctl rm -f {container.name}"
+                raise InUse(f"container {container.name}", [Holder("process", where, hint)])
 
 
 def end(store: Store, key: str) -> None:

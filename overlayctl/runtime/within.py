@@ -103,8 +103,9 @@ def _wait(
 
     kept = [] if view is None else [view]
     with ours, ExitStack() as owned:
-        with theirs, store.locked():
-            child = namespaces.start(act, alone=False, keep=[theirs.fileno(), *kept])
+        with store.locked():
+            with theirs:
+                child = namespaces.start(act, alone=False, keep=[theirs.fileno(), *kept])
             owned.push(waiting.killing(child))
             # It has copies of all that is mounted until then.
             heard = talk.hear(ours)

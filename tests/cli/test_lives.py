@@ -346,6 +346,37 @@ def test_a_killed_command_leaves_what_was_written(box: Cli) -> None:
     assert box.mounted() == []
 
 
+def test_force_kills_nobody_where_it_cannot_remove(plain: Cli) -> None:
+    with plain.begun("run", "--name", "cc", "box", "sh", "-c", "echo; sleep 99") as process:
+        elsewhere = ["unshare", "-m", *plain.words("rm", "-f", "cc")]
+        done = subprocess.run(elsewhere, capture_output=True, check=False, text=True, timeout=60)
+        assert done.returncode == 4, done
+        assert f"hint: nsenter -m -t {process.pid} overlayctl rm -f cc" in done.stderr
+        refused = plain("system", "reset", "--force", ok=4)
+        assert "hint: overlayctl rm -f cc" in refused.err
+        assert process.poll() is None
+        plain("rm", "-f", "cc")
+        assert process.wait(timeout=10) == 137
+
+
+@pytest.mark.parametrize("command", ["run", "with"])
+def test_one_that_is_killed_before_it_begins_keeps_nobody_waiting(
+    tmp_path: Path, command: str
+) -> None:
+    cli = Cli(str(tmp_path / "store"), "builtin")
+    load(cli, tmp_path)
+    for _ in range(3):
+        process = cli.start(command, *(["--rm"] if command == "run" else []), "box", "sleep", "99")
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while process.poll() is None and not (found := children.read_text().split()):
+            pass
+        os.kill(int(found[0]), signal.SIGKILL)
+        assert process.wait(timeout=20) == 137
+        process.communicate()
+    assert cli.containers() == {}
+    reset(cli.store)
+
+
 def test_a_killed_runtime_is_a_status(box: Cli) -> None:
     word = f"48{os.getpid()}"
     process = box.begun("run", "--rm", "box", "sh", "-c", f"echo in; sleep {word}")

@@ -202,6 +202,27 @@ def test_input_and_output_pass_untouched(box: Cli) -> None:
     assert endless.wait(timeout=20) == 1
 
 
+def test_a_stream_that_the_caller_closed_is_nothing_else(box: Cli) -> None:
+    words = box.words("run", "--rm", "-i", "box", "sh", "-c", "cat; echo out; echo err >&2; exit 3")
+    for closed, out, err in (
+        ("<&-", "out\n", "err\n"), (">&-", "", "err\n"), ("2>&-", "out\n", ""),
+        ("<&- >&-", "", "err\n"),
+    ):  # fmt: skip
+        script = f'exec "$@" {closed}'
+        done = subprocess.run(
+            ["sh", "-c", script, "sh", *words], stdin=subprocess.DEVNULL, capture_output=True,
+            check=False, text=True, timeout=60,
+        )  # fmt: skip
+        assert (done.stdout, done.returncode) == (out, 3), (closed, done)
+        assert done.stderr.endswith(err), (closed, done)
+        assert "Traceback" not in done.stderr
+    words = box.words("run", "--rm", "box", "ls", "/proc/self/fd")
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&-', "sh", *words], capture_output=True, check=True, text=True
+    )
+    assert done.stdout.split() == ["0", "1", "2", "3"]
+
+
 @ONE
 def test_what_it_writes_stays_in_the_container_alone(box: Cli) -> None:
     box("run", "--name", "first", "box", "sh", "-c", "echo kept > /root/new; rm /bin/data")
@@ -399,6 +420,23 @@ def test_a_bundle_runs_with_runc_itself(tmp_path: Path) -> None:
     assert (done.stdout, done.returncode) == ("0\nnamed\n", 4), done
     cli("umount", "cc")
     assert cli("run", "--rm", "-v", "vol:/v", "box", "ls", "/v").out == "new\n"
+    reset(cli.store)
+
+
+def test_a_trial_that_was_disturbed_says_nothing_about_the_next(tmp_path: Path) -> None:
+    cli = Cli(str(tmp_path / "store"))
+    load(cli, tmp_path)
+    require("runc")
+    path = f"{os.environ['PATH']}:/usr/sbin:/sbin"
+    failing = tmp_path / "failing"
+    runc = tmp_path / "runc"
+    runc.write_text(f'#!/bin/sh\n[ ! -e {failing} ] || exit 9\nPATH={path} exec runc "$@"\n')
+    runc.chmod(0o755)
+    failing.touch()
+    options = ("run", "--rm", "--runtime", str(runc), "box", "echo", "it")
+    assert "it ends with 9" in cli(*options, ok=125).err
+    failing.unlink()
+    assert cli(*options).out == "it\n"
     reset(cli.store)
 
 
