@@ -17,9 +17,11 @@ import stat
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
+from overlayctl.errors import LimitExceeded
 from overlayctl.kernel import places
 from overlayctl.kernel.rooted import Parents
 from overlayctl.layer.attributes import check_complete, is_carried
+from overlayctl.layer.fields import shown
 from overlayctl.layer.header import END, header, padding
 from overlayctl.layer.tar import Limits, Member
 from overlayctl.whiteout import OPAQUE_MARKER, OPAQUE_XATTR, PREFIX, unescape
@@ -44,6 +46,8 @@ _TYPES = {
 _PIECE = 1 << 20
 _HOLE = bytes(_PIECE)
 _GATHERED = 1 << 18
+# What a pax header has beside an xattr's name and value, and beside all xattrs: two paths, numbers.
+_RECORD, _OTHER_RECORDS = 32, 16 << 10
 
 
 class TarWriter:
@@ -57,7 +61,7 @@ class TarWriter:
     ``sparse`` holes are written as zeros: so the tar does not depend on where the tree lies, and
     docker and podman can save what they have loaded (both keep a sparse layer, and cannot read it
     back). Raises OSError naming what cannot be read, BadInput for an upper directory that means
-    nothing without the layers below.
+    nothing without the layers below, LimitExceeded for xattrs that no layer can have.
     """
 
     def __init__(
@@ -181,6 +185,8 @@ class TarWriter:
                 self._note(XATTR_LEFT_OUT, path)
                 continue
             carried[name] = value
+        if self._layer:
+            _refuse_large(path, carried)
         return carried
 
     def _file(
@@ -204,6 +210,16 @@ class TarWriter:
                 self._note(CHANGED, path)
         finally:
             os.close(fd)
+
+
+def _refuse_large(path: bytes, carried: Xattrs) -> None:
+    """Raises LimitExceeded for xattrs that no layer is believed to have: it could not be read."""
+    size = sum(len(name) + len(value) + _RECORD for name, value in carried.items())
+    if size + _OTHER_RECORDS > Limits().header_bytes:
+        raise LimitExceeded(
+            f"{shown(path or b'/')} has {size:,} bytes of xattrs, more than a layer's tar may have",
+            hint="getfattr -dm - FILE shows them, setfattr -x takes one away",
+        )
 
 
 def _member(path: bytes, kind: bytes, info: os.stat_result, **more: Any) -> Member:
