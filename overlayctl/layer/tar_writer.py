@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any
 from overlayctl.errors import LimitExceeded
 from overlayctl.kernel import places
 from overlayctl.kernel.rooted import Parents
+from overlayctl.layer import pack
 from overlayctl.layer.attributes import check_complete, is_carried
 from overlayctl.layer.fields import shown
 from overlayctl.layer.header import END, header, padding
 from overlayctl.layer.tar import Limits, Member
-from overlayctl.whiteout import OPAQUE_MARKER, OPAQUE_XATTR, PREFIX, unescape
+from overlayctl.whiteout import OPAQUE_MARKER, OPAQUE_XATTR, PREFIX, escape, unescape
 
 if TYPE_CHECKING:
     from overlayctl.layer.tar import Extent, Xattrs
@@ -46,8 +47,8 @@ _TYPES = {
 _PIECE = 1 << 20
 _HOLE = bytes(_PIECE)
 _GATHERED = 1 << 18
-# What a pax header has beside an xattr's name and value, and beside all xattrs: two paths, numbers.
-_RECORD, _OTHER_RECORDS = 32, 16 << 10
+# What fewer bytes of xattrs take is within every limit.
+_FEW = 1 << 16
 
 
 class TarWriter:
@@ -213,13 +214,16 @@ class TarWriter:
 
 
 def _refuse_large(path: bytes, carried: Xattrs) -> None:
-    """Raises LimitExceeded for xattrs that no layer is believed to have: it could not be read."""
-    size = sum(len(name) + len(value) + _RECORD for name, value in carried.items())
-    if size + _OTHER_RECORDS > Limits().header_bytes:
+    """Raises LimitExceeded for more xattrs than one file of a layer can have."""
+    if sum(map(len, (*carried, *carried.values()))) < _FEW:
+        return
+    try:
+        pack.inline_xattrs({escape(name): value for name, value in carried.items()})
+    except LimitExceeded as error:
         raise LimitExceeded(
-            f"{shown(path or b'/')} has {size:,} bytes of xattrs, more than a layer's tar may have",
+            f"{shown(path or b'/')}: {error}",
             hint="getfattr -dm - FILE shows them, setfattr -x takes one away",
-        )
+        ) from None
 
 
 def _member(path: bytes, kind: bytes, info: os.stat_result, **more: Any) -> Member:
