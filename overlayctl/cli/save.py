@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from typing import Annotated, Literal
@@ -65,7 +66,10 @@ def save(
 
 @contextlib.contextmanager
 def _new_directory(path: str) -> Iterator[str]:
-    """A directory beside ``path``, which gets its name when the block ends without an error."""
+    """A directory beside ``path``, which gets its name when the block ends without an error.
+
+    It is private, or as open as the empty one that it replaces.
+    """
     if path in {"-", ""}:
         raise Usage("a directory is no stream", hint="-o DIR, or --format oci-archive")
     from overlayctl.cli import output as outputs
@@ -90,6 +94,10 @@ def _new_directory(path: str) -> Iterator[str]:
         raise outputs.refused(path, error, what="DIR") from error
     try:
         yield beside
+        if os.path.isdir(place):
+            info = os.stat(place)
+            os.chown(beside, info.st_uid, info.st_gid)
+            os.chmod(beside, stat.S_IMODE(info.st_mode))
         os.rename(beside, place)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)

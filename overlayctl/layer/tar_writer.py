@@ -17,12 +17,15 @@ import stat
 from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
+from overlayctl.errors import LimitExceeded
 from overlayctl.kernel import places
 from overlayctl.kernel.rooted import Parents
+from overlayctl.layer import pack
 from overlayctl.layer.attributes import check_complete, is_carried
+from overlayctl.layer.fields import shown
 from overlayctl.layer.header import END, header, padding
 from overlayctl.layer.tar import Limits, Member
-from overlayctl.whiteout import OPAQUE_MARKER, OPAQUE_XATTR, PREFIX, unescape
+from overlayctl.whiteout import OPAQUE_MARKER, OPAQUE_XATTR, PREFIX, escape, unescape
 
 if TYPE_CHECKING:
     from overlayctl.layer.tar import Extent, Xattrs
@@ -44,6 +47,8 @@ _TYPES = {
 _PIECE = 1 << 20
 _HOLE = bytes(_PIECE)
 _GATHERED = 1 << 18
+# What fewer bytes of xattrs take is within every limit.
+_FEW = 1 << 16
 
 
 class TarWriter:
@@ -57,7 +62,7 @@ class TarWriter:
     ``sparse`` holes are written as zeros: so the tar does not depend on where the tree lies, and
     docker and podman can save what they have loaded (both keep a sparse layer, and cannot read it
     back). Raises OSError naming what cannot be read, BadInput for an upper directory that means
-    nothing without the layers below.
+    nothing without the layers below, LimitExceeded for xattrs that no layer can have.
     """
 
     def __init__(
@@ -181,6 +186,8 @@ class TarWriter:
                 self._note(XATTR_LEFT_OUT, path)
                 continue
             carried[name] = value
+        if self._layer:
+            _refuse_large(path, carried)
         return carried
 
     def _file(
@@ -204,6 +211,19 @@ class TarWriter:
                 self._note(CHANGED, path)
         finally:
             os.close(fd)
+
+
+def _refuse_large(path: bytes, carried: Xattrs) -> None:
+    """Raises LimitExceeded for more xattrs than one file of a layer can have."""
+    if sum(map(len, (*carried, *carried.values()))) < _FEW:
+        return
+    try:
+        pack.inline_xattrs({escape(name): value for name, value in carried.items()})
+    except LimitExceeded as error:
+        raise LimitExceeded(
+            f"{shown(path or b'/')}: {error}",
+            hint="getfattr -dm - FILE shows them, setfattr -x takes one away",
+        ) from None
 
 
 def _member(path: bytes, kind: bytes, info: os.stat_result, **more: Any) -> Member:

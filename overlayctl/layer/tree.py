@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from overlayctl.layer.tar import Extent, Member, Xattrs
 
 PATH_MAX = 4096
+_PATH_HINT = "the kernel opens no longer one: move what lies there further up"
 _SYMLINKS_FOLLOWED = 40
 
 _FORMATS = {
@@ -100,7 +101,9 @@ class Tree:
         if not name or b"\0" in name:
             raise BadTar("an entry without a usable name", offset=member.offset)
         if len(name) > PATH_MAX:
-            raise LimitExceeded(f"the path {shown(name)} is longer than {PATH_MAX} bytes")
+            raise LimitExceeded(
+                f"the path {shown(name)} is longer than {PATH_MAX} bytes", hint=_PATH_HINT
+            )
         if b".." in name and b".." in name.split(b"/"):
             raise self._outside(member)
         prefix, _, base = name.rstrip(b"/").rpartition(b"/")
@@ -180,7 +183,9 @@ class Tree:
         """
         length = self._length[parent] + 1 + len(name)
         if length >= PATH_MAX:
-            raise LimitExceeded(f"a path to {shown(name)} is longer than {PATH_MAX} bytes")
+            raise LimitExceeded(
+                f"a path to {shown(name)} is longer than {PATH_MAX} bytes", hint=_PATH_HINT
+            )
         node = self._node(stat.S_IFDIR | 0o755, 0, 0, *time)
         self._length[node] = length
         self.parent[node] = parent

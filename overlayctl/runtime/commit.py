@@ -102,7 +102,7 @@ def commit(
     ):
         image, snapshot = _known(store, found)
         config = new_config(images.config(store.layout, image), found, wish)
-        upper = _upper(store.layout.snapshot(found.id, "upper"))
+        upper = snapshots.open_upper(store.layout, found.id)
         owned.callback(os.close, upper)
         notes = _notes(store, found)
         below = [
@@ -161,15 +161,6 @@ def _known(store: Store, found: Container) -> tuple[Image, Snapshot]:
         f"the record of {lost} is lost: what the image is to be made of is not known",
         hint=f"overlayctl export -o FILE {names.short(found.id)}, then overlayctl import FILE",
     )
-
-
-def _upper(path: str) -> int:
-    try:
-        return os.open(path, _DIRECTORY)
-    except FileNotFoundError:
-        raise Damaged(
-            f"{path} is gone, with what was written", hint="overlayctl system check"
-        ) from None
 
 
 def _notes(store: Store, found: Container) -> list[str]:

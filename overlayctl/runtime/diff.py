@@ -91,13 +91,7 @@ def _opened(store: Store, name: str) -> Iterator[_Opened]:
                 "cannot be told",
                 hint="overlayctl system check --repair; overlayctl export keeps what was written",
             )
-        place = store.layout.snapshot(found.id, "upper")
-        try:
-            upper = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise Damaged(
-                f"{place} is gone, with what was written", hint="overlayctl system check"
-            ) from None
+        upper = snapshots.open_upper(store.layout, found.id)
         owned.callback(os.close, upper)
         names = snapshots.lowers(store.layout, snapshot.layers)
         below = [owned.enter_context(layers.open_index(store.layout, one)) for one in names]

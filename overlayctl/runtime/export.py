@@ -52,9 +52,8 @@ def _stubs(store: Store, key: str) -> frozenset[bytes]:
     snapshot = snapshots.find(store.layout, key)
     if snapshot is None:
         return frozenset()
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     with ExitStack() as owned:
-        upper = os.open(store.layout.snapshot(key, "upper"), flags)
+        upper = snapshots.open_upper(store.layout, key)
         owned.callback(os.close, upper)
         names = snapshots.lowers(store.layout, snapshot.layers)
         below = Stack([owned.enter_context(layers.open_index(store.layout, one)) for one in names])

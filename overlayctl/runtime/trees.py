@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from overlayctl.errors import Damaged, Locked, NotFound
+from overlayctl.errors import Locked, NotFound
 from overlayctl.kernel import mounter, rooted
 from overlayctl.layer import attach
 from overlayctl.runtime import mounts, sweeping
@@ -20,8 +20,6 @@ from overlayctl.store import records, snapshots
 if TYPE_CHECKING:
     from overlayctl.mount import Merged
     from overlayctl.store.opened import Store
-
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Tree(NamedTuple):
@@ -46,14 +44,11 @@ def _read(store: Store, key: str, owned: ExitStack) -> Tree:
     """The store is locked."""
     if views := mounts.views(store, "container", key):
         return Tree(_opened(views, owned), upper_only=False)
-    upper = store.layout.snapshot(key, "upper")
-    if not os.path.isdir(upper):
-        raise Damaged(f"{upper} is gone, with what was written", hint="overlayctl system check")
+    upper = snapshots.open_upper(store.layout, key)
+    owned.callback(os.close, upper)
     snapshot = snapshots.find(store.layout, key)
     if snapshot is None:
-        root = os.open(upper, _DIRECTORY)
-        owned.callback(os.close, root)
-        return Tree(root, upper_only=True)
+        return Tree(upper, upper_only=True)
     store.attach(snapshots.lowers(store.layout, snapshot.layers) or [attach.EMPTY])
     overlay = snapshots.reading(store.layout, mounts.source(store, "container", key), key)
     root = owned.enter_context(mounter.detached(overlay._replace(rung=store.rung)))

@@ -157,6 +157,17 @@ def is_written(layout: Layout, key: str) -> bool:
     return bool(records.names(layout.snapshot(key, "upper")))
 
 
+def open_upper(layout: Layout, key: str) -> int:
+    """An fd of the upper directory, the caller's. Raises Damaged where it is gone."""
+    path = layout.snapshot(key, "upper")
+    try:
+        return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        raise Damaged(
+            f"{path} is gone, with what was written", hint="overlayctl system check"
+        ) from None
+
+
 def listed(layout: Layout) -> list[str]:
     """The keys of all snapshots that are kept."""
     return [key for key in stored(layout) if os.path.exists(layout.snapshot(key, "keep"))]

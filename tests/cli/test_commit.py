@@ -375,6 +375,25 @@ def test_an_upper_that_means_nothing_alone(run: Shell, tmp_path: Path, name: str
     run("image", "exists", "made", ok=1)
 
 
+def test_more_xattrs_than_a_layer_may_have(tmp_path: Path) -> None:
+    """Xfs takes any number: the file is named."""
+    with filesystems.mounted("xfs", tmp_path) as disk:
+        run = Shell(str(disk / "store"))
+        try:
+            loaded(run, tmp_path)
+            merged = Path(run("mount", "cc").out[:-1])
+            for number in range(5):
+                os.setxattr(merged / "etc/conf", f"trusted.{number}", bytes(60 << 10))
+            done = run("commit", "cc", ok=1)
+            assert "'etc/conf': the xattrs of one file are " in done.err
+            assert "hint: " in done.err
+            os.removexattr(merged / "etc/conf", "trusted.0")
+            run("commit", "cc")
+            run("umount", "cc")
+        finally:
+            reset(run.store)
+
+
 def test_a_full_disk(tmp_path: Path) -> None:
     with filesystems.mounted("ext4", tmp_path) as disk:
         run = Shell(str(disk / "store"))

@@ -287,7 +287,9 @@ def test_refusals(two: Shell, tmp_path: Path) -> None:
             assert "hint: " in done.err
             assert "Errno" not in done.err
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty").chmod(0o751)
     two("save", "--format", "oci-dir", "-o", tmp_path / "empty", "one")
+    assert (tmp_path / "empty").stat().st_mode & 0o777 == 0o751
     assert (tmp_path / "empty/oci-layout").exists()
     assert not (tmp_path / "x").exists()
 
