@@ -213,6 +213,11 @@ def _target(path: str, said: str) -> str:
         raise Usage(f"{said}: /proc is the kernel's own in a container", hint="NAME:/path")
     if "\0" in target:
         raise Usage(f"{said}: a NUL in a path", hint="NAME:/path")
+    try:
+        os.fsencode(target)
+    except UnicodeEncodeError:
+        # Half a character: JSON can say that, a path cannot.
+        raise Usage(f"{said!a}: no path has these characters", hint="NAME:/path") from None
     return target
 
 

@@ -56,7 +56,9 @@ def start(joined: Running, process: Process, end: socket.socket, *, stdin: bool)
                 null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
                 os.dup2(null, 0)
             with open(f"{proc}/cgroup") as file:
-                groups = file.read()
+                groups = cgroups.entrances(file.read())
+            with open("/proc/self/cgroup") as file:
+                before = cgroups.entrances(file.read())
             # What the container's first process may never get, nobody gets in there.
             most = privileges.bounding(proc)
             allowed = process._replace(
@@ -69,6 +71,8 @@ def start(joined: Running, process: Process, end: socket.socket, *, stdin: bool)
                 lambda: builtin.execute(allowed, end), alone=False, keep=[end.fileno()]
             )
         end.close()
+        # Who waits is none of the container's: its groups are to go with its processes.
+        cgroups.join(before)
         _end_with(parent, child)
         os._exit(builtin.follow(child))
 

@@ -6,6 +6,7 @@ comes last unmounts what was mounted for it.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -241,6 +242,9 @@ def described(root: int, config: Config, command: Command, hostname: str) -> bun
     """The process that a command is, in the container whose merged root is ``root``."""
     if not command.words:
         raise Usage("the image names no command, and none was given", hint="run IMAGE COMMAND")
+    if not command.words[0]:
+        why = "its name is empty"
+        raise builtin.not_executed("", why, FileNotFoundError(errno.ENOENT, why))
     user = users.resolve(root, command.user or config.user)
     first = [f"PATH={_PATH}", f"HOSTNAME={hostname}"]
     if command.terminal:

@@ -154,9 +154,12 @@ def take_away(
     forget_mountpoint(store, found.id)
     with suppress(FileNotFoundError):
         os.unlink(store.layout.held(found.id))
+    if found.config.disposable:
+        # As long as its record is there, whoever comes next goes on where this was killed.
+        stored_volumes.forsake(store.layout, found)
     snapshots.remove(store.layout, found.id)
     containers.remove(store.layout, found)
-    if volumes or found.config.disposable:
+    if volumes:
         stored_volumes.forsake(store.layout, found)
 
 

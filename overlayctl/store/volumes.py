@@ -171,7 +171,7 @@ def users(layout: Layout) -> dict[str, list[Container]]:
 
 
 def forsake(layout: Layout, container: Container) -> list[str]:
-    """Remove the anonymous volumes of a container that is gone; the caller holds the lock.
+    """Remove the anonymous volumes of a container that goes; the caller holds the lock.
 
     Their names. One stays that another container names, or may name: its record cannot be
     read; and one in which something is mounted.
@@ -179,7 +179,11 @@ def forsake(layout: Layout, container: Container) -> list[str]:
     wanted = [one.source for one in container.config.mounts if one.anonymous]
     if not wanted or len(containers.readable(layout)) < len(containers.listed(layout)):
         return []
-    used = users(layout)
+    used = {
+        name
+        for name, others in users(layout).items()
+        if any(other.id != container.id for other in others)
+    }
     gone = []
     for name in dict.fromkeys(wanted):
         if name not in used and exists(layout, name) and find(layout, name).anonymous:

@@ -316,6 +316,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"Env": ["PATH=/bin", "A=\ud800"]}, "environment has what no process can be given"),
     ({"Env": ["PATH=/bin", "=x"]}, "environment has a variable without a name"),
     ({"WorkingDir": "/a\0b"}, "working directory has what no process can be given"),
+    ({"Volumes": {"/\ud800": {}}}, "no path has these characters"),
     ({"Cmd": ["/bin/true", "\0"]}, "command has what no process can be given"),
     ({"WorkingDir": "/" + "a" * 300}, "file name too long"),
 ]
@@ -362,6 +363,10 @@ def test_the_program_of_this_process_is_no_command_of_an_image(tmp_path: Path) -
         first.terminate()
         cli("rm", "-f", "cc")
     reset(cli.store)
+
+
+def test_no_command_has_an_empty_name(box: Cli) -> None:
+    assert "has no command ''" in box("run", "--rm", "box", "", ok=127).err
 
 
 def test_a_working_directory_is_as_deep_as_one_says(tmp_path: Path) -> None:
