@@ -210,9 +210,10 @@ def reset(store: Store, *, dry_run: bool) -> dict[str, Any]:
             return plan
         for key in snapshots.stored(store.layout):
             snapshot = store.layout.snapshot(key)
-            with running.idle(store, key, key[:12]), locks.attempt(snapshot) as readers:
+            name = containers.find(store.layout, key).name
+            with running.idle(store, key, name), locks.attempt(snapshot) as readers:
                 if readers:
-                    raise InUse(f"container {key[:12]}", readers)
+                    raise InUse(f"container {name}", readers)
         views = mounts.mounted(store, everywhere=True)
         others = [mounts.holder(v, v.target) for v in views if v.pid != os.getpid()]
         for place in records.names(store.layout.ingest):

@@ -313,10 +313,8 @@ def test_a_volume_goes_where_links_lead_inside(cli: Cli, tmp_path: Path) -> None
 
 IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
     ({"Env": ["PATH=/bin", "A=b\0c"]}, "environment has what no process can be given"),
-    ({"Env": ["PATH=/bin", "A=\ud800"]}, "environment has what no process can be given"),
     ({"Env": ["PATH=/bin", "=x"]}, "environment has a variable without a name"),
     ({"WorkingDir": "/a\0b"}, "working directory has what no process can be given"),
-    ({"Volumes": {"/\ud800": {}}}, "no path has these characters"),
     ({"Cmd": ["/bin/true", "\0"]}, "command has what no process can be given"),
     ({"WorkingDir": "/" + "a" * 300}, "file name too long"),
 ]
