@@ -46,26 +46,35 @@ def known(pid: int) -> Known | None:
 
     One whose first thread has ended, and others not, still lives.
     """
+    fields = _fields(pid)
+    over = not fields or (fields[0] in (b"Z", b"X") and int(fields[17]) <= 1)
+    return None if over else Known(pid, int(fields[19]))
+
+
+def _fields(pid: int) -> list[bytes]:
+    """What proc_pid_stat(5) has from the state on; nothing if there is no such process."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
+            return file.read().rpartition(b")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
-        return None
-    over = fields[0] in (b"Z", b"X") and int(fields[17]) <= 1
-    return None if over else Known(pid, int(fields[19]))
+        return []
 
 
 def ended(process: Known, timeout: float) -> bool:
     """Wait for the end of a process, seconds at most; whether it has ended.
 
-    With the first process of a pid namespace all the others have ended, too.
+    With the first process of a pid namespace all the others have ended, too. Its state does not
+    tell: a process of several threads is a zombie when the first one of them has ended.
     """
     try:
         fd = os.pidfd_open(process.pid)
     except ProcessLookupError:
         return True
     try:
-        return known(process.pid) != process or bool(select.select([fd], [], [], timeout)[0])
+        fields = _fields(process.pid)
+        if not fields or int(fields[19]) != process.start:
+            return True
+        return bool(select.select([fd], [], [], timeout)[0])
     finally:
         os.close(fd)
 

@@ -121,6 +121,7 @@ def _try(store: Store, program: str, *, sees_cgroup: bool) -> _Trial:
         with store.locked():
             child = outer.start(launch, theirs)
             theirs.close()
+            running.note(own, child, first=False, words=process.words)
             heard = talk.hear(ours)
         ours.close()
         os.close(run)

@@ -201,8 +201,9 @@ def _foreground(
             with theirs:
                 child = outer.start(launch, theirs)
             owned.push(waiting.killing(child))
+            # Before it makes anything that outlives it: whoever puts that away waits for its end.
+            running.note(own, child, first=first, words=process.words)
             heard = talk.hear(ours)
-        running.note(own, child, first=first, words=process.words)
         pid_file = os.path.join(own, "pid")
         listens = pid_file if chosen.program else ""
         status = wait(child, ours, heard, typed=command.stdin, note=listens)
