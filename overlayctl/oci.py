@@ -6,7 +6,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from overlayctl.digest import DiffID, Digest, of_bytes
 from overlayctl.errors import NotFound, Usage
@@ -122,6 +122,12 @@ def new_manifest(
         "schemaVersion": 2,
     }
     return json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+
+
+def said(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What an image's config says of its process (config.md, "config"); nothing if it is none."""
+    inner = config.get("config")
+    return inner if isinstance(inner, dict) else {}
 
 
 def created_by(config: Mapping[str, object], layers: int) -> list[str]:

@@ -174,10 +174,8 @@ def prune(
     if not dry_run and not force:
         asking.somebody("prune removes containers and what was written in them")
         planned = store.prune_containers(filters=filters or (), dry_run=True)
-        for one in planned:
-            note(f"container {one['Names']} ({one['Id'][:12]}) would go, {_size(one)}")
-        if planned and not asking.agreed(f"Remove {len(planned)}?"):
-            note("overlayctl: nothing was removed")
+        told = [f"container {p['Names']} ({p['Id'][:12]}) would go, {_size(p)}" for p in planned]
+        if not asking.confirmed(told, f"Remove {len(planned)}?"):
             return 1
         agreed = [one["Id"] for one in planned]
     gone = store.prune_containers(filters=filters or (), dry_run=dry_run, agreed=agreed)
@@ -213,14 +211,7 @@ def rm(
             "Id": store.remove_container(name, force=force, dry_run=dry_run, volumes=volumes),
         }
 
-    removed, status = each(names, remove, absent=force)
-    if asked.json:
-        render.document(removed)
-        return status
-    for one in removed:
-        text = render.printable(one["Name"])
-        render.line(f"Would be removed: {text}" if dry_run else text)
-    return status
+    return render.removed(*each(names, remove, absent=force), dry_run=dry_run)
 
 
 @app.command("exists", cls=Verb)

@@ -61,9 +61,7 @@ def cp(
         done = store.copy_in_tar(name, path)
     else:
         done = store.copy_in(source, name, path, follow=follow)
-    for kind, paths in done.notes.items():
-        for one in paths:
-            note(f"note: {render.printable(one or os.fsencode(source))}: {kind}")
+    _tell(done.notes, os.fsencode(source))
     if asked.json and target != "-":
         render.document(
             {
@@ -85,6 +83,13 @@ def _split(text: str) -> tuple[str, bytes] | None:
     if not colon or text.startswith(("/", ".")):
         return None
     return container, os.fsencode(path)
+
+
+def _tell(notes: dict[str, list[bytes]], root: bytes) -> None:
+    """Say what is to be said of paths; ``root`` is what the empty one is called."""
+    for kind, paths in notes.items():
+        for path in paths:
+            note(f"note: {render.printable(path or root)}: {kind}")
 
 
 def _notes(notes: dict[str, list[bytes]]) -> list[dict[str, str]]:
@@ -111,9 +116,7 @@ def export(
         done = engine().export_container(container, write)
     if done.upper_only:
         note("note: the record of its layers is lost: this is what was written, as a layer")
-    for kind, paths in done.notes.items():
-        for path in paths:
-            note(f"note: {render.printable(path or b'.')}: {kind}")
+    _tell(done.notes, b".")
     if asked.json and output != "-":
         render.document(
             {

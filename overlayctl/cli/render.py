@@ -404,6 +404,17 @@ def let_go(names: Sequence[str], call: Callable[[str], str]) -> int:
     return status
 
 
+def removed(rows: Sequence[Mapping[str, Any]], status: int, *, dry_run: bool) -> int:
+    """Print the names of what was removed, or would be; ``status`` is the result."""
+    if asked.json:
+        document(rows)
+        return status
+    for one in rows:
+        text = printable(one["Name"])
+        line(f"Would be removed: {text}" if dry_run else text)
+    return status
+
+
 def inspected(
     names: Sequence[str], call: Callable[[str], Mapping[str, Any]], template: str | None
 ) -> int:

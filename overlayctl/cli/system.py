@@ -73,10 +73,8 @@ def prune(
     if not dry_run and not force:
         asking.somebody("prune removes images and layers")
         agreed = store.prune(everything=everything, dry_run=True)
-        for one in _pruned(agreed):
-            note(f"{one} would go")
-        if any(agreed[:3]) and not asking.agreed(f"Free {render.size(agreed.freed)}?"):
-            note("overlayctl: nothing was removed")
+        planned = [f"{one} would go" for one in _pruned(agreed)]
+        if not asking.confirmed(planned, f"Free {render.size(agreed.freed)}?"):
             return 1
     done = store.prune(everything=everything, dry_run=dry_run, agreed=agreed)
     if asked.json:

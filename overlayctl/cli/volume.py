@@ -117,14 +117,7 @@ def rm(
         there = store.remove_volume(name, force=force, dry_run=dry_run)
         return {"Name": name, "Removed": there and not dry_run, "WasThere": there}
 
-    removed, status = each(names, remove)
-    if asked.json:
-        render.document(removed)
-        return status
-    for one in removed:
-        text = render.printable(one["Name"])
-        render.line(f"Would be removed: {text}" if dry_run else text)
-    return status
+    return render.removed(*each(names, remove), dry_run=dry_run)
 
 
 @app.command("prune", cls=Verb)
@@ -145,10 +138,8 @@ def prune(
     if not dry_run and not force:
         asking.somebody("prune removes volumes and what is in them")
         limit = store.prune_volumes(everything=everything, labels=labels, dry_run=True)
-        for name in limit.names:
-            note(f"volume {name} would go")
-        if limit.names and not asking.agreed(f"Free {render.size(limit.freed)}?"):
-            note("overlayctl: nothing was removed")
+        planned = [f"volume {name} would go" for name in limit.names]
+        if not asking.confirmed(planned, f"Free {render.size(limit.freed)}?"):
             return 1
     done = store.prune_volumes(everything=everything, labels=labels, dry_run=dry_run, agreed=limit)
     if asked.json:

@@ -144,6 +144,7 @@ class Containers(Opened):
         """
         from overlayctl.runtime import process
 
+        self._put_away()
         return process.run(
             self.store, image, name=name, asked=asked, labels=labels, runtime=runtime, note=note
         )
@@ -154,6 +155,7 @@ class Containers(Opened):
         """Execute a command in a container, running or not; its exit status."""
         from overlayctl.runtime import process
 
+        self._put_away()
         return process.execute(self.store, name, command, runtime=runtime, note=note)
 
     def write_bundle(self, name: str, directory: str) -> str:
@@ -169,6 +171,7 @@ class Containers(Opened):
         from overlayctl.runtime import within
 
         kind = self.kind_of(name)
+        self._put_away()
         return within.run(self.store, name, words, kind=kind, writable=writable, note=note)
 
     def commit(

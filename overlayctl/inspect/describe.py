@@ -9,7 +9,7 @@ from overlayctl import names
 from overlayctl.digest import chain_ids
 from overlayctl.errors import OverlayctlError
 from overlayctl.layer import attach
-from overlayctl.oci import created_by
+from overlayctl.oci import created_by, said
 from overlayctl.store import containers, gc, images, layers, snapshots
 
 if TYPE_CHECKING:
@@ -21,11 +21,6 @@ if TYPE_CHECKING:
 _SAYS_NOTHING: dict[str, Any] = {
     "Env": [], "Cmd": None, "Entrypoint": None, "Labels": {}, "User": "", "WorkingDir": "",
 }  # fmt: skip
-
-
-def _said(config: dict[str, Any]) -> dict[str, Any]:
-    inner = config.get("config")
-    return {k: v for k, v in inner.items() if v is not None} if isinstance(inner, dict) else {}
 
 
 def image_rows(layout: Layout) -> list[dict[str, Any]]:
@@ -94,7 +89,7 @@ def image(layout: Layout, found: images.Image, unseen: str | None) -> dict[str, 
         "Architecture": config.get("architecture", ""),
         "Variant": config.get("variant", ""),
         "Os": config.get("os", ""),
-        "Config": {**_SAYS_NOTHING, **_said(config)},
+        "Config": _SAYS_NOTHING | {k: v for k, v in said(config).items() if v is not None},
         "Size": sum(row["Size"] for row in rows),
         "DiskUsage": sum(layers.disk(layout, name) for name in dict.fromkeys(found.layers)),
         "GraphDriver": {

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from overlayctl import names
 from overlayctl.errors import NotFound, Usage
+from overlayctl.oci import said
 from overlayctl.store import containers as stored
 from overlayctl.store import images as stored_images
 
@@ -107,8 +108,7 @@ def images(layout: Layout, rows: Iterable[Row], texts: Sequence[str]) -> list[An
 
         def fits(row: Row) -> bool:
             image, _ = stored_images.resolve(layout, row["Id"])
-            inner = stored_images.config(layout, image).get("config")
-            labels = inner.get("Labels") if isinstance(inner, dict) else None
+            labels = said(stored_images.config(layout, image)).get("Labels")
             return test({"Labels": labels if isinstance(labels, dict) else {}})
 
         return fits

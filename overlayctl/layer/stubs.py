@@ -10,6 +10,10 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from overlayctl.layer.stack import Stack
 
 FILES = (b"etc/hostname", b"etc/hosts", b"etc/resolv.conf")
 DIRECTORIES = (b"dev", b"proc", b"sys")
@@ -17,12 +21,15 @@ _ABOVE = b"etc"
 _PLACE = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def found(upper: int, is_below: Callable[[bytes], bool]) -> frozenset[bytes]:
+def found(upper: int, below: Stack) -> frozenset[bytes]:
     """The paths of such stubs in the upper directory, an fd that stays the caller's.
 
-    ``is_below`` tells whether the layers below show a path. A stub that something was written
-    to, or into, is none any more.
+    What the layers below show is none; nor is any more what something was written to, or into.
     """
+
+    def is_below(path: bytes) -> bool:
+        return below.find(path) is not None
+
     names = _listed(upper, b".")
     files = [path for path in FILES if _is_empty_file(upper, path) and not is_below(path)]
     stubs = {name for name in DIRECTORIES if name in names and _is_stub(upper, name, is_below)}

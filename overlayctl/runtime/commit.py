@@ -21,7 +21,7 @@ from contextlib import ExitStack
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from overlayctl import names
+from overlayctl import names, oci
 from overlayctl.errors import Damaged, NotFound
 from overlayctl.kernel import places
 from overlayctl.layer import diff, stubs
@@ -30,7 +30,7 @@ from overlayctl.layer.stream import Candidate
 from overlayctl.layer.tar_writer import TarWriter
 from overlayctl.runtime import loading, mounts
 from overlayctl.runtime.changes import changed, sound
-from overlayctl.store import containers, images, layers, records, snapshots, staging
+from overlayctl.store import containers, images, records, snapshots, staging
 from overlayctl.store.ingest import Wanted
 from overlayctl.whiteout import OPAQUE_XATTR
 
@@ -105,11 +105,7 @@ def commit(
         upper = snapshots.open_upper(store.layout, found.id)
         owned.callback(os.close, upper)
         notes = _notes(store, found)
-        below = [
-            owned.enter_context(layers.open_index(store.layout, one))
-            for one in reversed(snapshot.layers)
-        ]
-        stack = Stack(below)
+        stack = Stack(snapshots.open_lowers(store.layout, snapshot.layers, owned))
         left_out, written = _written(upper, stack)
         layer = Candidate(os.path.join(place, "layer"), 0, "the container's layer")
         tar = TarWriter(
@@ -180,7 +176,7 @@ def _written(upper: int, below: Stack) -> tuple[frozenset[bytes], bool]:
 
     Who only made something to mount on changed nothing but a directory's time.
     """
-    left_out = set(stubs.found(upper, lambda path: below.find(path) is not None))
+    left_out = set(stubs.found(upper, below))
     inside = {path.partition(b"/")[2] for path in left_out if b"/" in path}
     if inside and b"etc" not in left_out:
         etc = os.open(b"etc", _DIRECTORY, dir_fd=upper)
@@ -229,10 +225,7 @@ def new_config(config: dict[str, Any], container: Container, wish: Wish) -> dict
     result["created"] = created
     if wish.author:
         result["author"] = wish.author
-    inner = config.get("config")
-    result["config"] = changed(
-        _of_the_container(inner if isinstance(inner, dict) else {}, container), wish.changes
-    )
+    result["config"] = changed(_of_the_container(oci.said(config), container), wish.changes)
     step = {
         "created": created,
         "author": wish.author,

@@ -7,7 +7,7 @@ import secrets
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from overlayctl import names, placed
+from overlayctl import names, oci, placed
 from overlayctl.runtime import volumes
 from overlayctl.store import containers, images, records, snapshots
 
@@ -53,7 +53,7 @@ def create(
         # Undone under the lock: after it, whoever writes next would put away the same.
         with store.deciding() as own, ExitStack() as undo:
             found, reference = images.resolve(store.layout, image)
-            said = _inner(images.config(store.layout, found))
+            said = oci.said(images.config(store.layout, found))
             snapshots.prepare(store.layout, own, identifier, "container", found.layers)
             undo.callback(snapshots.remove, store.layout, identifier)
             if lives is not None:
@@ -113,11 +113,6 @@ def variables(texts: Iterable[str]) -> tuple[str, ...]:
         name, equals, value = text.partition("=")
         last[name] = value if equals else None
     return tuple(f"{name}={value}" for name, value in last.items() if value is not None)
-
-
-def _inner(config: dict[str, Any]) -> dict[str, Any]:
-    inner = config.get("config")
-    return inner if isinstance(inner, dict) else {}
 
 
 def _words(said: dict[str, Any], key: str) -> tuple[str, ...]:

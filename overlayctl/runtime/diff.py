@@ -16,7 +16,7 @@ from overlayctl.layer import diff, stubs
 from overlayctl.layer.attributes import TYPES, check_complete
 from overlayctl.layer.fields import shown
 from overlayctl.layer.stack import Shown, Stack
-from overlayctl.store import containers, layers, snapshots
+from overlayctl.store import containers, snapshots
 from overlayctl.whiteout import OPAQUE_XATTR
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ def changes(store: Store, name: str, *, sizes: bool = False) -> list[Change]:
     meanwhile, and processes in it go on. Raises NotFound, Damaged, and as ``layer.diff``.
     """
     with _opened(store, name) as (upper, below):
-        stack = Stack(below)
-        without = stubs.found(upper, lambda path: stack.find(path) is not None)
+        without = stubs.found(upper, Stack(below))
         return list(diff.changes(upper, below, without=without, sizes=sizes))
 
 
@@ -93,9 +92,7 @@ def _opened(store: Store, name: str) -> Iterator[_Opened]:
             )
         upper = snapshots.open_upper(store.layout, found.id)
         owned.callback(os.close, upper)
-        names = snapshots.lowers(store.layout, snapshot.layers)
-        below = [owned.enter_context(layers.open_index(store.layout, one)) for one in names]
-        yield _Opened(upper, below)
+        yield _Opened(upper, snapshots.open_lowers(store.layout, snapshot.layers, owned))
 
 
 def _before(seen: Shown | None, path: bytes) -> Version | None:

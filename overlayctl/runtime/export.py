@@ -11,7 +11,7 @@ from overlayctl.layer import stubs
 from overlayctl.layer.stack import Stack
 from overlayctl.layer.tar_writer import TarWriter
 from overlayctl.runtime import trees
-from overlayctl.store import containers, layers, snapshots
+from overlayctl.store import containers, snapshots
 
 if TYPE_CHECKING:
     from overlayctl.store.opened import Store
@@ -55,6 +55,5 @@ def _stubs(store: Store, key: str) -> frozenset[bytes]:
     with ExitStack() as owned:
         upper = snapshots.open_upper(store.layout, key)
         owned.callback(os.close, upper)
-        names = snapshots.lowers(store.layout, snapshot.layers)
-        below = Stack([owned.enter_context(layers.open_index(store.layout, one)) for one in names])
-        return stubs.found(upper, lambda path: below.find(path) is not None)
+        below = snapshots.open_lowers(store.layout, snapshot.layers, owned)
+        return stubs.found(upper, Stack(below))

@@ -68,7 +68,6 @@ def run(
     Raises CommandNotFound, CannotExecute, HostCannot where it did not begin; and what
     ``creation.create`` raises.
     """
-    sweeping.sweep(store)
     with ExitStack() as lives:
         container = creation.create(
             store, image, name=name, asked=asked, labels=labels, lives=lives
@@ -91,7 +90,6 @@ def execute(
     In one that runs it joins the first process; one that does not is mounted for it. Raises as
     ``run`` does, NotFound.
     """
-    sweeping.sweep(store)
     with store.locked(exclusive=False):
         found = containers.resolve(store.layout, name)
     try:

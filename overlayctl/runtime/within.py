@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from overlayctl.errors import CannotExecute, CommandNotFound
 from overlayctl.kernel import furnishing, libc, namespaces, rooted, waiting
-from overlayctl.runtime import builtin, creation, mounts, outer, process, running, sweeping, talk
+from overlayctl.runtime import builtin, creation, mounts, outer, process, running, talk
 from overlayctl.store import containers, images
 from overlayctl.store.containers import Config
 
@@ -32,7 +32,6 @@ def run(
     writes stays in a container, and goes with a view of an image. Raises NotFound,
     CommandNotFound, CannotExecute.
     """
-    sweeping.sweep(store)
     if kind == "image" and not writable:
         return _in_image(store, name, words)
     with ExitStack() as lives:
@@ -55,7 +54,6 @@ def _in_container(store: Store, found: Container, words: Sequence[str], *, writa
     own = running.begin(store, found.id)
     with ExitStack() as owned:
         owned.callback(running.clear, store, own)
-
         if writable:
             return _wait(store, merged, words, own)
         view = rooted.open_overlay(merged, os.getpid())

@@ -28,6 +28,9 @@ from overlayctl.store.records import fault
 from overlayctl.whiteout import unescape
 
 if TYPE_CHECKING:
+    from contextlib import ExitStack
+
+    from overlayctl.layer.index import Index
     from overlayctl.layout import Layout
 
 
@@ -187,6 +190,15 @@ def _mode(path: str) -> int:
         return os.lstat(path).st_mode
     except FileNotFoundError:
         return 0
+
+
+def open_lowers(layout: Layout, layers: Sequence[str], owned: ExitStack) -> list[Index]:
+    """The indexes of ``lowers``, topmost first, open until ``owned`` is left.
+
+    They are read from the layers' files, attached or not. Raises NotFound, Damaged.
+    """
+    names = lowers(layout, layers)
+    return [owned.enter_context(stored_layers.open_index(layout, name)) for name in names]
 
 
 def lowers(layout: Layout, layers: Sequence[str]) -> list[str]:
