@@ -404,8 +404,10 @@ def _write(path: str, flags: int, content: bytes) -> None:
 
 
 def _break_links(root: str) -> None:
-    for above, _, names in os.walk(root):
-        for name in names:
+    # In one order in both: the last name of a file stays, and so does the time of its directory.
+    for above, directories, names in os.walk(root):
+        directories.sort()
+        for name in sorted(names):
             path = os.path.join(above, name)
             if os.lstat(path).st_nlink > 1:
                 command.output("cp", "-a", "--preserve=all", path, f"{path}.own")
