@@ -234,10 +234,8 @@ class Machine(RuleBasedStateMachine):
 
         def act(root: str) -> None:
             top = f"{root}/{path}"
-            if os.path.islink(top):
-                raise FileNotFoundError
             found = [place for place, _, _ in os.walk(top)]
-            shutil.rmtree(top)
+            _remove_tree(top)
             for place in found:
                 os.mkdir(place)
 
@@ -285,7 +283,7 @@ class Machine(RuleBasedStateMachine):
     @rule(path=likely, again=st.booleans())
     def remove_tree(self, path: str, *, again: bool) -> None:
         def act(root: str) -> None:
-            shutil.rmtree(f"{root}/{path}")
+            _remove_tree(f"{root}/{path}")
             if again:
                 os.mkdir(f"{root}/{path}")
 
@@ -401,6 +399,13 @@ def _write(path: str, flags: int, content: bytes) -> None:
         os.write(fd, content)
     finally:
         os.close(fd)
+
+
+def _remove_tree(path: str) -> None:
+    # rmtree opens whatever is there, and a fifo does not open until somebody writes.
+    if not stat.S_ISDIR(os.lstat(path).st_mode):
+        raise NotADirectoryError(errno.ENOTDIR, "no directory", path)
+    shutil.rmtree(path)
 
 
 def _break_links(root: str) -> None:
